@@ -1,0 +1,230 @@
+"""What every video generator offers: the protocol and the small frozen records that cross folders.
+
+Conventions (the same everywhere): frames are float RGB in [0, 1], `[B, 3, F, H, W]`; latents are normalised per channel,
+`[B, C, T, h, w]`; sigma runs from 1 (pure noise) to 0 (clean), `noisy = (1 - sigma) * clean + sigma * noise` and
+`velocity = noise - clean`. Another convention is converted inside the adapter that needs it and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+from reelhf.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Role = Literal["base", "refiner"]
+SamplerKind = Literal["euler", "renoise"]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Shape of the latents. The defaults are Seedance 1.0's: 4 x 16 x 16 compression into 48 channels (2506.09113, 2.1)."""
+
+    channels: int = 48
+    temporal_ratio: int = 4
+    spatial_ratio: int = 16
+
+    def check(self, num_frames: int, height: int, width: int) -> None:
+        """Raise UserError unless F = 1 + ratio * n and H, W are positive multiples of the spatial ratio."""
+        if num_frames < 1 or (num_frames - 1) % self.temporal_ratio:
+            lower = 1 + max(num_frames - 1, 0) // self.temporal_ratio * self.temporal_ratio
+            raise UserError(
+                f"{num_frames} frames: the causal VAE needs 1 + {self.temporal_ratio} * n frames; "
+                f"use {lower} or {lower + self.temporal_ratio}"
+            )
+        for name, size in (("height", height), ("width", width)):
+            if size < self.spatial_ratio or size % self.spatial_ratio:
+                lower = max(size // self.spatial_ratio, 1) * self.spatial_ratio
+                raise UserError(
+                    f"{name} {size} is not a positive multiple of {self.spatial_ratio}; "
+                    f"use {lower} or {lower + self.spatial_ratio}"
+                )
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, T, h, w) of a clip of this size."""
+        self.check(num_frames, height, width)
+        return (
+            self.channels,
+            1 + (num_frames - 1) // self.temporal_ratio,
+            height // self.spatial_ratio,
+            width // self.spatial_ratio,
+        )
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """How a checkpoint is sampled: it travels with the weights, and everyone samples with it, RLHF included."""
+
+    kind: SamplerKind = "euler"
+    """`euler`: one ODE step per interval. `renoise`: predict x0, then add fresh noise at the next sigma."""
+    sigmas: tuple[float, ...] = (1.0, 0.0)
+    """Interval edges, strictly descending from 1.0 to 0.0: one denoiser evaluation (NFE) per interval."""
+    guidance_scale: float = 1.0
+    """Classifier-free guidance; 1 is none and costs one evaluation less per step."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("euler", "renoise"):
+            raise UserError(f"sampler kind '{self.kind}'; expected 'euler' or 'renoise'")
+        sigmas = tuple(float(sigma) for sigma in self.sigmas)
+        descending = all(high > low for high, low in zip(sigmas, sigmas[1:], strict=False))
+        if len(sigmas) < 2 or sigmas[0] != 1.0 or sigmas[-1] != 0.0 or not descending:
+            raise UserError(f"sampler sigmas {sigmas}; expected a strictly descending list from 1.0 to 0.0")
+        object.__setattr__(self, "sigmas", sigmas)
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.sigmas) - 1
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Encoded prompts, batched and picklable. A row whose mask is all False is the unconditional (dropped) prompt."""
+
+    embeds: Tensor
+    """Hidden states of the text encoder, [B, L, E] float."""
+    mask: Tensor
+    """True where a token exists, [B, L] bool."""
+
+    def __len__(self) -> int:
+        return self.embeds.shape[0]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
+        return Condition(self.embeds.to(device=device, dtype=dtype), self.mask.to(device=device))
+
+    def __getitem__(self, index: slice | Sequence[int] | Tensor | int) -> Condition:
+        """Rows of the batch; an int keeps the batch axis."""
+        if isinstance(index, int):
+            index = [index]
+        return Condition(self.embeds[index], self.mask[index])
+
+    def dropped(self, drop: Tensor | None = None) -> Condition:
+        """The same rows with the prompt removed where `drop` [B] bool is True (everywhere by default)."""
+        keep = self.mask.new_zeros(len(self)) if drop is None else ~drop.to(self.mask.device)
+        return replace(self, mask=self.mask & keep[:, None])
+
+    @staticmethod
+    def cat(conditions: Sequence[Condition]) -> Condition:
+        """Rows of all conditions one after another, padded on the right to the longest."""
+        import torch
+        import torch.nn.functional as F
+
+        longest = max(c.embeds.shape[1] for c in conditions)
+        return Condition(
+            torch.cat([F.pad(c.embeds, (0, 0, 0, longest - c.embeds.shape[1])) for c in conditions]),
+            torch.cat([F.pad(c.mask, (0, longest - c.mask.shape[1])) for c in conditions]),
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is known of the clip beside the prompt. Text-to-video: zeros; image-to-video: the first frame's latent and mask 1."""
+
+    condition_latents: Tensor
+    """Clean latents where the mask is 1, zeros elsewhere, [B, C, T, h, w]."""
+    condition_mask: Tensor
+    """1 where the latent frame is given, [B, 1, T, h, w] float."""
+    low_res_latents: Tensor | None = None
+    """The low-resolution clip, pixel-upsampled and re-encoded, detached, [B, C, T, h, w]; refiner only."""
+
+    def __len__(self) -> int:
+        return self.condition_latents.shape[0]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Task:
+        low_res = self.low_res_latents
+        return Task(
+            self.condition_latents.to(device=device, dtype=dtype),
+            self.condition_mask.to(device=device, dtype=dtype),
+            None if low_res is None else low_res.to(device=device, dtype=dtype),
+        )
+
+    def __getitem__(self, index: slice | Sequence[int] | Tensor | int) -> Task:
+        """Rows of the batch; an int keeps the batch axis."""
+        if isinstance(index, int):
+            index = [index]
+        low_res = None if self.low_res_latents is None else self.low_res_latents[index]
+        return Task(self.condition_latents[index], self.condition_mask[index], low_res)
+
+    @staticmethod
+    def cat(tasks: Sequence[Task]) -> Task:
+        import torch
+
+        low_res = [task.low_res_latents for task in tasks]
+        if any(latents is None for latents in low_res) and any(latents is not None for latents in low_res):
+            raise ValueError("cannot join tasks with and without low-resolution latents")
+        return Task(
+            torch.cat([task.condition_latents for task in tasks]),
+            torch.cat([task.condition_mask for task in tasks]),
+            None if low_res[0] is None else torch.cat([x for x in low_res if x is not None]),
+        )
+
+
+@runtime_checkable
+class VideoBackbone(Protocol):
+    """A video generator as the rest of the house sees it: our DiT and every adapter implement this."""
+
+    spec: BackboneSpec
+    sampler: SamplerSpec
+    denoiser: nn.Module
+    """The trainable network; `velocity` takes it (or its engine, EMA, frozen reference, copy) as an argument."""
+    role: Role
+    frame_shape: tuple[int, int, int]
+    """(F, H, W) of the clips this checkpoint was trained to make."""
+    fps: float
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """Text to embeddings, no gradient; deterministic, so it may be cached."""
+        ...
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """[B, 3, F, H, W] in [0, 1] -> normalised latents [B, C, T, h, w], no gradient."""
+        ...
+
+    def decode(self, latents: Tensor, state: object | None = None) -> tuple[Tensor, object]:
+        """Latents -> (frames UNCLAMPED [B, 3, F, H, W], state). Streaming: pass `state` on to decode the next latent frames.
+
+        Differentiable in the latents and in the state. Without a state the first latent frame makes one frame.
+        """
+        ...
+
+    def velocity(
+        self,
+        denoiser: nn.Module,
+        noisy: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+        task: Task,
+        *,
+        guidance_scale: float | None = None,
+        sigma_target: Tensor | None = None,
+        features: Sequence[int] = (),
+    ) -> Tensor:
+        """d(latents) / d(sigma) = noise - clean, fp32 [B, C, T, h, w]; sigma is [B] or, per latent frame, [B, T].
+
+        `sigma_target`: for two-time (jump) models; others ignore it. `features`: block indices whose hidden states are
+        returned too, as `(velocity, {index: [B, T, h, w, width]})`.
+        """
+        ...
+
+    def text_to_video_task(self, batch: int, num_frames: int, height: int, width: int) -> Task: ...
+
+    def image_task(self, first_frames: Tensor, num_frames: int, height: int, width: int) -> Task:
+        """First frames [B, 3, H, W] in [0, 1] as the condition."""
+        ...
+
+    def low_res_task(self, low_res_frames: Tensor, height: int, width: int) -> Task:
+        """Refiner only: frames [B, 3, F, h, w] are upsampled in pixel space to (height, width), encoded and detached."""
+        ...
+
+    def lora_targets(self) -> list[str]:
+        """Names of the linear layers that adapters should wrap."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write a folder that `load_generator` reads."""
+        ...
