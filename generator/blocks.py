@@ -1,0 +1,203 @@
+"""The two kinds of layer of the diffusion transformer (Seedance 1.0, 2506.09113, section 2.2).
+
+`SpatialBlock`: joint attention of each frame with the text (MMDiT: separate modulation, QKV and MLP per modality).
+`TemporalBlock`: vision only, attention over all frames inside small spatial windows.
+Modulation is AdaLN-single (PixArt 2310.00426): one shared projection of the conditioning vector, plus a learned table
+per layer. Queries and keys are RMS-normalised per head, then rotated.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generator.rope import apply_rope
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a tanh-GELU between."""
+
+    def __init__(self, width: int, ratio: float) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, int(width * ratio))
+        self.down = nn.Linear(int(width * ratio), width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class HeadProjection(nn.Module):
+    """QKV with per-head RMS norm of queries and keys, and the output projection, of one modality."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width)
+        self.norm_q = nn.RMSNorm(width // num_heads, eps=1e-6)
+        self.norm_k = nn.RMSNorm(width // num_heads, eps=1e-6)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., N, width] -> q, k, v each [..., heads, N, head_dim]."""
+        q, k, v = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
+        return self.norm_q(q), self.norm_k(k), v
+
+    def join(self, x: Tensor) -> Tensor:
+        """[..., heads, N, head_dim] -> [..., N, width]."""
+        return self.out(x.transpose(-2, -3).flatten(-2))
+
+
+class Modulation(nn.Module):
+    """This layer's own table added to the shared modulation: (shift, scale, gate) for attention and for the MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        table = torch.zeros(6, width)
+        table[2], table[5] = 1.0, 1.0  # gates start open: every layer learns from the first step
+        self.table = nn.Parameter(table)
+
+    def forward(self, shared: Tensor) -> tuple[Tensor, ...]:
+        """shared [..., 6, width] -> six tensors [..., 1, width] that broadcast over tokens."""
+        return (shared + self.table).unsqueeze(-3).unbind(-2)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without parameters, then shift and scale."""
+    return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+
+
+class SpatialBlock(nn.Module):
+    """Attention within each frame, jointly with the text. The text is computed once per layer, its outputs averaged over frames."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, text_mlp_ratio: float) -> None:
+        super().__init__()
+        self.vision_modulation, self.text_modulation = Modulation(width), Modulation(width)
+        self.vision_attention = HeadProjection(width, num_heads)
+        self.text_attention = HeadProjection(width, num_heads)
+        self.vision_mlp, self.text_mlp = Mlp(width, mlp_ratio), Mlp(width, text_mlp_ratio)
+
+    def forward(
+        self,
+        vision: Tensor,
+        text: Tensor,
+        vision_shared: Tensor,
+        text_shared: Tensor,
+        vision_angles: Tensor,
+        text_angles: Tensor,
+        text_mask: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """vision [B, T, S, width] and text [B, L, width] -> the same shapes.
+
+        Args:
+            vision_shared [B, T, 6, width], text_shared [B, 6, width]: modulation shared by all layers.
+            vision_angles [B, T, S, A], text_angles [L, A]: rotary angles.
+            text_mask: [B, L], True where a token exists.
+        """
+        batch, frames, positions, _ = vision.shape
+        length = text.shape[1]
+        v_shift, v_scale, v_gate, v_shift2, v_scale2, v_gate2 = self.vision_modulation(vision_shared)
+        t_shift, t_scale, t_gate, t_shift2, t_scale2, t_gate2 = self.text_modulation(text_shared)
+
+        # queries, keys and values: [B, T, heads, S, d] of the frames, [B, heads, L, d] of the text
+        vq, vk, vv = self.vision_attention.heads(modulate(vision, v_shift, v_scale))
+        tq, tk, tv = self.text_attention.heads(modulate(text, t_shift, t_scale))
+        vq, vk = (apply_rope(x, vision_angles.unsqueeze(2)) for x in (vq, vk))
+        tq, tk = (apply_rope(x, text_angles) for x in (tq, tk))
+
+        # every frame sees the text: [B, T, heads, L + S, d]
+        def beside(of_text: Tensor, of_vision: Tensor) -> Tensor:
+            repeated = of_text.unsqueeze(1).expand(-1, frames, -1, -1, -1)
+            return torch.cat((repeated, of_vision), dim=3).flatten(0, 1)
+
+        mask = F.pad(text_mask, (0, positions), value=True)[:, None, None, None, :]
+        mask = mask.expand(-1, frames, -1, -1, -1).flatten(0, 1)  # [B * T, 1, 1, L + S]
+        attended = F.scaled_dot_product_attention(
+            beside(tq, vq), beside(tk, vk), beside(tv, vv), attn_mask=mask
+        ).unflatten(0, (batch, frames))
+        of_text, of_vision = attended.split((length, positions), dim=3)
+
+        vision = vision + v_gate * self.vision_attention.join(of_vision)
+        vision = vision + v_gate2 * self.vision_mlp(modulate(vision, v_shift2, v_scale2))
+        text = text + t_gate * self.text_attention.join(of_text.mean(dim=1))
+        text = text + t_gate2 * self.text_mlp(modulate(text, t_shift2, t_scale2))
+        return vision, text
+
+
+def window_edges(size: int, window: int, shifted: bool) -> list[tuple[int, int]]:
+    """Half-open intervals that tile [0, size): windows of `window`, or moved by half of one and clipped at both ends."""
+    offset = window // 2 if shifted else 0
+    starts = range(-offset, size, window)
+    return [(max(start, 0), min(start + window, size)) for start in starts]
+
+
+@lru_cache(maxsize=64)
+def window_map(
+    num_frames: int, height: int, width: int, window: tuple[int, int], shifted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Index maps between positions and windows that span all frames.
+
+    Returns:
+        members: flat position of each window slot, [W, M] int64 (padding repeats position 0).
+        valid: False where a slot is padding, [W, M] bool.
+        slots: flat slot of each position, [T * h * w] int64: `windows.flatten(0, 1)[slots]` undoes the gather.
+    """
+    grid = torch.arange(num_frames * height * width).view(num_frames, height, width)
+    windows = [
+        grid[:, y0:y1, x0:x1].reshape(-1)
+        for y0, y1 in window_edges(height, window[0], shifted)
+        for x0, x1 in window_edges(width, window[1], shifted)
+    ]
+    longest = max(len(members) for members in windows)
+    members = torch.zeros(len(windows), longest, dtype=torch.int64)
+    valid = torch.zeros(len(windows), longest, dtype=torch.bool)
+    slots = torch.empty(grid.numel(), dtype=torch.int64)
+    for row, positions in enumerate(windows):
+        members[row, : len(positions)] = positions
+        valid[row, : len(positions)] = True
+        slots[positions] = row * longest + torch.arange(len(positions))
+    return members, valid, slots
+
+
+class TemporalBlock(nn.Module):
+    """Vision only: attention over all frames inside windows of each frame.
+
+    Odd layers move the windows by half, clipped at the border instead of rolled round it (SeedVR 2501.01320).
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, window: tuple[int, int], shifted: bool
+    ) -> None:
+        super().__init__()
+        self.window, self.shifted = window, shifted
+        self.modulation = Modulation(width)
+        self.attention = HeadProjection(width, num_heads)
+        self.mlp = Mlp(width, mlp_ratio)
+
+    def forward(self, vision: Tensor, shared: Tensor, grid_angles: Tensor) -> Tensor:
+        """vision [B, T, h * w, width], shared [B, T, 6, width], grid_angles [T, h, w, A] -> vision."""
+        batch = len(vision)
+        shift, scale, gate, shift2, scale2, gate2 = self.modulation(shared)
+        members, valid, slots = (
+            index.to(vision.device)
+            for index in window_map(*grid_angles.shape[:3], self.window, self.shifted)
+        )
+        q, k, v = self.attention.heads(modulate(vision, shift, scale).flatten(1, 2))
+        # grid ids serve as window coordinates: attention sees their differences only
+        q, k = (apply_rope(x, grid_angles.flatten(0, 2)) for x in (q, k))  # [B, heads, N, d]
+
+        def windows(x: Tensor) -> Tensor:
+            """[B, heads, N, d] -> [B * heads, W, M, d]."""
+            return x.flatten(0, 1).index_select(1, members.flatten()).unflatten(1, members.shape)
+
+        attended = F.scaled_dot_product_attention(
+            windows(q), windows(k), windows(v), attn_mask=valid[None, :, None, :]
+        )
+        back = attended.flatten(1, 2).index_select(1, slots).unflatten(0, (batch, -1))
+        vision = vision + gate * self.attention.join(back).view_as(vision)
+        return vision + gate2 * self.mlp(modulate(vision, shift2, scale2))

@@ -1,0 +1,184 @@
+"""The concrete generator: our VAE, text encoder and DiT behind the `VideoBackbone` protocol; save and load.
+
+A generator folder: `generator.json` (architecture, role, sampler, frame shape, fps), `denoiser.safetensors`, `vae/`, `text/`,
+sealed with a manifest of sizes and sha256 that is verified on load.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from generator.base import BackboneSpec, Condition, Role, SamplerSpec, Task
+from generator.dit import DiT, DiTConfig
+from generator.flow import guided_velocity
+from generator.text import TextEncoder
+from generator.vae import VideoVAE
+from reelhf.errors import UserError
+from reelhf.run import seal, verify
+
+GENERATOR_FORMAT = 1
+
+
+@dataclass
+class DiTGenerator:
+    """`VideoBackbone` made of our own three networks. The VAE and the text encoder are frozen here."""
+
+    denoiser: DiT
+    vae: VideoVAE
+    text: TextEncoder
+    sampler: SamplerSpec
+    role: Role
+    frame_shape: tuple[int, int, int]
+    fps: float
+    spec: BackboneSpec = field(default_factory=BackboneSpec)
+
+    def __post_init__(self) -> None:
+        self.spec.check(*self.frame_shape)
+        if (self.role == "refiner") != self.denoiser.config.low_res:
+            raise ValueError(f"role '{self.role}' with a denoiser of low_res={self.denoiser.config.low_res}")
+        self.vae.requires_grad_(False)
+        self.text.requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    def to(self, device: torch.device | str) -> DiTGenerator:
+        for module in (self.denoiser, self.vae, self.text):
+            module.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        return self.text.encode(list(prompts)).to(self.device)
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        self.spec.check(*frames.shape[-3:])
+        return self.vae.encode(frames.to(self.device))
+
+    def decode(self, latents: Tensor, state: object | None = None) -> tuple[Tensor, object]:
+        return self.vae.decode(latents, state)
+
+    def velocity(
+        self,
+        denoiser: nn.Module,
+        noisy: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+        task: Task,
+        *,
+        guidance_scale: float | None = None,
+        sigma_target: Tensor | None = None,  # ours is a one-time model
+        features: Sequence[int] = (),
+    ) -> Tensor:
+        guided = guidance_scale is not None and guidance_scale != 1.0
+        if guided and features:
+            raise ValueError("features are those of one evaluation: ask for them without guidance")
+        if guided:  # conditional and unconditional in one batch
+            noisy, sigma = torch.cat((noisy, noisy)), torch.cat((sigma, sigma))
+            condition = Condition.cat((condition, condition.dropped()))
+            task = Task.cat((task, task))
+        low_res = () if task.low_res_latents is None else (task.low_res_latents,)
+        inputs = (condition.embeds, condition.mask, task.condition_latents, task.condition_mask, *low_res)
+        if features:
+            return denoiser(noisy, sigma, *inputs, features=tuple(features))
+        velocity = denoiser(noisy, sigma, *inputs).float()
+        if not guided:
+            return velocity
+        assert guidance_scale is not None
+        return guided_velocity(*velocity.chunk(2), guidance_scale)
+
+    def text_to_video_task(self, batch: int, num_frames: int, height: int, width: int) -> Task:
+        channels, *grid = self.spec.latent_shape(num_frames, height, width)
+        zeros = torch.zeros(batch, channels, *grid, device=self.device)
+        return Task(zeros, zeros[:, :1].clone())
+
+    def image_task(self, first_frames: Tensor, num_frames: int, height: int, width: int) -> Task:
+        if first_frames.shape[-2:] != (height, width):
+            raise ValueError(f"first frames {tuple(first_frames.shape[-2:])} for clips of {(height, width)}")
+        task = self.text_to_video_task(len(first_frames), num_frames, height, width)
+        latents, mask = task.condition_latents, task.condition_mask
+        latents[:, :, :1] = self.encode(first_frames.unsqueeze(2))
+        mask[:, :, :1] = 1.0
+        return Task(latents, mask)
+
+    @torch.no_grad()
+    def low_res_task(self, low_res_frames: Tensor, height: int, width: int) -> Task:
+        if self.role != "refiner":
+            raise ValueError("low-resolution latents are an input of a refiner; this is a base generator")
+        num_frames = low_res_frames.shape[2]
+        upsampled = upsample_frames(low_res_frames.to(self.device), height, width)
+        task = self.text_to_video_task(len(low_res_frames), num_frames, height, width)
+        return Task(task.condition_latents, task.condition_mask, self.encode(upsampled).detach())
+
+    def lora_targets(self) -> list[str]:
+        return [
+            name
+            for name, module in self.denoiser.named_modules()
+            if isinstance(module, nn.Linear) and name.endswith((".qkv", ".out", ".up", ".down"))
+        ]
+
+    def save(self, directory: Path) -> None:
+        """Write and seal the folder; the caller chooses a fresh place (see `RunFolder.save_checkpoint` for atomic ones)."""
+        from safetensors.torch import save_file
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        card = {
+            "format": GENERATOR_FORMAT,
+            "role": self.role,
+            "architecture": self.denoiser.config.model_dump(mode="json"),
+            "spec": asdict(self.spec),
+            "sampler": asdict(self.sampler),
+            "frame_shape": list(self.frame_shape),
+            "fps": self.fps,
+        }
+        (directory / "generator.json").write_text(json.dumps(card, indent=2) + "\n")
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.denoiser.state_dict().items()}
+        save_file(weights, directory / "denoiser.safetensors")
+        self.vae.save(directory / "vae")
+        self.text.save(directory / "text")
+        seal(directory)
+
+
+def upsample_frames(frames: Tensor, height: int, width: int) -> Tensor:
+    """Frames [B, 3, F, h, w] -> [B, 3, F, height, width], bicubic per frame, clamped to [0, 1]."""
+    batch, num_frames = frames.shape[0], frames.shape[2]
+    flat = frames.transpose(1, 2).flatten(0, 1)
+    flat = F.interpolate(flat, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+    return flat.unflatten(0, (batch, num_frames)).transpose(1, 2)
+
+
+def load_generator(path: str | Path) -> DiTGenerator:
+    """Read a generator folder; a missing, altered or cut short file is a UserError naming it."""
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not (path / "generator.json").is_file():
+        raise UserError(f"{path} is not a generator folder: it has no generator.json")
+    verify(path)
+    card = json.loads((path / "generator.json").read_text())
+    if card.get("format") != GENERATOR_FORMAT:
+        raise UserError(
+            f"{path} is a generator of format {card.get('format')}; this version reads format {GENERATOR_FORMAT}"
+        )
+    denoiser = DiT(DiTConfig.model_validate(card["architecture"]))
+    denoiser.load_state_dict(load_file(path / "denoiser.safetensors"))
+    return DiTGenerator(
+        denoiser=denoiser,
+        vae=VideoVAE.load(path / "vae"),
+        text=TextEncoder.load(path / "text"),
+        sampler=SamplerSpec(**card["sampler"]),
+        role=card["role"],
+        frame_shape=tuple(card["frame_shape"]),
+        fps=card["fps"],
+        spec=BackboneSpec(**card["spec"]),
+    )

@@ -1,0 +1,178 @@
+"""The diffusion transformer: alternating spatial and temporal layers over latents, text beside them.
+
+Input channels: noisy latents (48), condition latents (48), condition mask (1), and for the refiner the low-resolution
+latents (48) through a zero-initialised projection of their own, so that a refiner starts bit-equal to its base.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from generator.blocks import SpatialBlock, TemporalBlock, modulate
+from generator.rope import grid_positions, rope_angles, text_positions, video_positions
+from reelhf.config import Config
+
+
+class DiTConfig(Config):
+    """Architecture of the denoiser; it travels with the checkpoint."""
+
+    channels: PositiveInt = 48
+    """Latent channels, as the VAE has them."""
+    width: PositiveInt = 192
+    """Channels of a token."""
+    num_heads: PositiveInt = 6
+    """Attention heads; each has width / num_heads channels, at least 6 for the three rotary axes."""
+    num_pairs: PositiveInt = 3
+    """Pairs of one spatial and one temporal layer."""
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Hidden width of the vision MLPs over `width`."""
+    text_mlp_ratio: float = Field(2.0, gt=0)
+    """Hidden width of the text MLPs over `width`."""
+    text_width: PositiveInt = 128
+    """Channels of the text encoder's hidden states."""
+    window: tuple[PositiveInt, PositiveInt] = (2, 2)
+    """Height and width of a temporal window, in latent positions; 4x4 or more is better on a GPU."""
+    rope_theta: float = Field(100.0, gt=0)
+    """Base of the rotary frequencies. 10000 suits long clips; a few latent frames need faster rotation."""
+    low_res: bool = False
+    """Whether low-resolution latents are an input: true in a refiner."""
+    checkpointing: bool = False
+    """Recompute each layer in the backward pass (non-reentrant) instead of keeping its activations."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> DiTConfig:
+        if self.width % self.num_heads or self.width // self.num_heads < 6:
+            raise ValueError(f"width {self.width} over {self.num_heads} heads: expected a whole number of at least 6")
+        return self
+
+
+def sigma_embedding(sigma: Tensor, width: int) -> Tensor:
+    """Sinusoids of 1000 * sigma, fp32 [..., width] (Ho et al. 2006.11239)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=sigma.device) / half)
+    angles = 1000.0 * sigma.float()[..., None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class DiT(nn.Module):
+    """Predicts the velocity of noisy latents; see the module's docstring."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, heads = config.width, config.num_heads
+        self.input = nn.Linear(2 * config.channels + 1, width)
+        self.low_res_input = nn.Linear(config.channels, width, bias=False) if config.low_res else None
+        self.text_norm = nn.RMSNorm(config.text_width, eps=1e-6)
+        self.text_input = nn.Linear(config.text_width, width)
+        self.pooled_text_input = nn.Linear(config.text_width, width)
+        self.sigma_mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.vision_modulation = nn.Linear(width, 6 * width)
+        self.text_modulation = nn.Linear(width, 6 * width)
+        self.spatial = nn.ModuleList(
+            SpatialBlock(width, heads, config.mlp_ratio, config.text_mlp_ratio)
+            for _ in range(config.num_pairs)
+        )
+        self.temporal = nn.ModuleList(
+            TemporalBlock(width, heads, config.mlp_ratio, config.window, shifted=index % 2 == 1)
+            for index in range(config.num_pairs)
+        )
+        self.output_modulation = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, config.channels)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        depth = 2 * self.config.num_pairs
+        for block in (*self.spatial, *self.temporal):
+            for name, module in block.named_modules():
+                if name.endswith((".out", ".down")):  # residual branches start small: variance 1 / depth (GPT-2)
+                    module.weight.data.mul_(1 / math.sqrt(2 * depth))
+        zero = (self.vision_modulation, self.text_modulation, self.output_modulation, self.output)
+        for module in (*zero, *((self.low_res_input,) if self.low_res_input is not None else ())):
+            nn.init.zeros_(module.weight)
+
+    def forward(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        embeds: Tensor,
+        mask: Tensor,
+        condition_latents: Tensor,
+        condition_mask: Tensor,
+        low_res_latents: Tensor | None = None,
+        features: Sequence[int] = (),
+    ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
+        """Velocity [B, C, T, h, w] fp32, and the hidden states [B, T, h, w, width] of the layers in `features`.
+
+        Args:
+            noisy: [B, C, T, h, w]; sigma: [B] or [B, T].
+            embeds, mask: the prompt, [B, L, E] and [B, L]; a row without any token is unconditional.
+            condition_latents, condition_mask: [B, C, T, h, w] and [B, 1, T, h, w].
+            low_res_latents: [B, C, T, h, w], given exactly when the architecture has that input.
+            features: layer indices, 0 .. 2 * num_pairs - 1.
+        """
+        if (low_res_latents is None) != (self.low_res_input is None):
+            state = "missing" if low_res_latents is None else "given"
+            raise ValueError(f"low_res_latents are {state}; this denoiser has low_res={self.config.low_res}")
+        batch, _, frames, height, width = noisy.shape
+        dtype = self.input.weight.dtype
+
+        # 1. Tokens: one per latent position, no patchify. [B, T, h * w, width]
+        stacked = torch.cat((noisy, condition_latents, condition_mask), dim=1).to(dtype)
+        vision = self.input(stacked.permute(0, 2, 3, 4, 1).flatten(2, 3))
+        if self.low_res_input is not None:
+            assert low_res_latents is not None
+            vision = vision + self.low_res_input(low_res_latents.to(dtype).permute(0, 2, 3, 4, 1).flatten(2, 3))
+        normed = self.text_norm(embeds.to(dtype))
+        text = self.text_input(normed)  # [B, L, width]
+
+        # 2. Modulation from sigma (per frame) and the pooled prompt.
+        lengths = mask.sum(dim=1)
+        pooled = (normed * mask[..., None]).sum(1) / lengths.clamp(min=1)[:, None]
+        per_frame = sigma[:, None].expand(-1, frames) if sigma.ndim == 1 else sigma
+        vector = self.sigma_mlp(sigma_embedding(per_frame, self.config.width).to(dtype))
+        vector = nn.functional.silu(vector + self.pooled_text_input(pooled)[:, None])  # [B, T, width]
+        vision_shared = self.vision_modulation(vector).unflatten(-1, (6, -1))
+        text_shared = self.text_modulation(vector.mean(dim=1)).unflatten(-1, (6, -1))
+
+        # 3. Rotary angles: text at its index, the clip after its own text.
+        grid = grid_positions(frames, height, width, noisy.device)
+        head_dim, theta = self.config.width // self.config.num_heads, self.config.rope_theta
+        grid_angles = rope_angles(grid, head_dim, theta=theta)
+        vision_angles = rope_angles(video_positions(grid, lengths).flatten(2, 3), head_dim, theta=theta)
+        text_angles = rope_angles(text_positions(embeds.shape[1], noisy.device), head_dim, theta=theta)
+
+        # 4. Layers.
+        hidden: dict[int, Tensor] = {}
+        for pair, (spatial, temporal) in enumerate(zip(self.spatial, self.temporal, strict=True)):
+            vision, text = self._layer(
+                spatial, vision, text, vision_shared, text_shared, vision_angles, text_angles, mask
+            )
+            hidden[2 * pair] = vision
+            vision = self._layer(temporal, vision, vision_shared, grid_angles)
+            hidden[2 * pair + 1] = vision
+
+        # 5. Velocity.
+        shift, scale = self.output_modulation(vector).unsqueeze(2).chunk(2, dim=-1)
+        velocity = self.output(modulate(vision, shift, scale)).float()
+        velocity = velocity.unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
+        if not features:
+            return velocity
+        return velocity, {index: hidden[index].unflatten(2, (height, width)) for index in features}
+
+    def _layer(self, layer: nn.Module, *args: Tensor) -> Any:
+        if self.config.checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *args, use_reentrant=False)
+        return layer(*args)

@@ -1,0 +1,141 @@
+"""Turning noise into clips with the sampler that a checkpoint carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from generator.base import Condition, SamplerSpec, Task, VideoBackbone
+from generator.flow import add_noise, euler_step, x0_from_velocity
+
+# a large odd multiplier keeps the streams of neighbouring seeds apart
+_SEED_STRIDE = 1_000_003
+
+
+def noise_like(seeds: Sequence[int], shape: tuple[int, ...], *, stream: int = 0) -> Tensor:
+    """Standard normal noise [B, *shape] fp32 on the CPU; a row depends on its seed and stream only, never on the batch.
+
+    `stream` separates draws of the same seed: 0 is the initial noise, i the fresh noise of a renoise sampler's step i.
+    """
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed((seed * _SEED_STRIDE + stream) % 2**63)
+        rows.append(torch.randn(shape, generator=generator))
+    return torch.stack(rows)
+
+
+def sample_latents(
+    backbone: VideoBackbone,
+    condition: Condition,
+    task: Task,
+    noise: Tensor,
+    *,
+    denoiser: nn.Module | None = None,
+    sampler: SamplerSpec | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Tensor:
+    """Walk from noise [B, C, T, h, w] to clean latents; one denoiser evaluation per interval (two with guidance).
+
+    Differentiable: the caller decides what runs under `torch.no_grad()`.
+
+    Args:
+        denoiser: another network of the same shape (EMA, frozen reference); the backbone's own by default.
+        sampler: another schedule; the checkpoint's by default.
+        seeds: one per sample, needed by a `renoise` sampler only.
+    """
+    sampler = sampler or backbone.sampler
+    denoiser = denoiser if denoiser is not None else backbone.denoiser
+    if sampler.kind == "renoise" and seeds is None:
+        raise ValueError("a renoise sampler draws fresh noise at each step: pass one seed per sample")
+    latents = noise
+    for step, (high, low) in enumerate(pairwise(sampler.sigmas)):
+        sigma, sigma_next = (latents.new_full((len(latents),), value) for value in (high, low))
+        velocity = backbone.velocity(
+            denoiser,
+            latents,
+            sigma,
+            condition,
+            task,
+            guidance_scale=sampler.guidance_scale,
+            sigma_target=sigma_next,
+        )
+        if sampler.kind == "euler":
+            latents = euler_step(latents, velocity, sigma, sigma_next)
+        else:
+            assert seeds is not None
+            clean = x0_from_velocity(latents, sigma, velocity)
+            fresh = noise_like(seeds, tuple(latents.shape[1:]), stream=step + 1).to(latents)
+            latents = add_noise(clean, fresh, sigma_next)
+    return latents
+
+
+@torch.no_grad()
+def sample_frames(
+    backbone: VideoBackbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    task: Task | None = None,
+    batch_size: int = 16,
+    denoiser: nn.Module | None = None,
+    sampler: SamplerSpec | None = None,
+) -> Tensor:
+    """One clip per prompt and seed, [N, 3, F, H, W] clamped to [0, 1]; text-to-video unless a task is given."""
+    if len(prompts) != len(seeds):
+        raise ValueError(f"expected one seed per prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
+    if task is None and backbone.role == "refiner":
+        raise ValueError("a refiner needs a task with low-resolution latents: see low_res_task")
+    shape = backbone.spec.latent_shape(*backbone.frame_shape)
+    clips = []
+    for start in range(0, len(prompts), batch_size):
+        rows = slice(start, start + batch_size)
+        condition = backbone.encode_prompts(prompts[rows])
+        batch_task = (
+            backbone.text_to_video_task(len(condition), *backbone.frame_shape) if task is None else task[rows]
+        )
+        noise = noise_like(seeds[rows], shape).to(condition.embeds.device)
+        latents = sample_latents(
+            backbone,
+            condition,
+            batch_task,
+            noise,
+            denoiser=denoiser,
+            sampler=sampler,
+            seeds=seeds[rows],
+        )
+        frames, _ = backbone.decode(latents)
+        clips.append(frames.clamp(0, 1).cpu())
+    return torch.cat(clips)
+
+
+def refine_frames(
+    refiner: VideoBackbone,
+    low_res_frames: Tensor,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    batch_size: int = 16,
+    denoiser: nn.Module | None = None,
+    sampler: SamplerSpec | None = None,
+) -> Tensor:
+    """Low-resolution clips [N, 3, F, h, w] -> clips of the refiner's own size, clamped to [0, 1]."""
+    _, height, width = refiner.frame_shape
+    clips = []
+    for start in range(0, len(prompts), batch_size):
+        rows = slice(start, start + batch_size)
+        task = refiner.low_res_task(low_res_frames[rows], height, width)
+        clips.append(
+            sample_frames(
+                refiner,
+                prompts[rows],
+                seeds[rows],
+                task=task,
+                batch_size=batch_size,
+                denoiser=denoiser,
+                sampler=sampler,
+            )
+        )
+    return torch.cat(clips)
