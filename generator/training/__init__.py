@@ -1,0 +1,1 @@
+"""Training stages of the generator: VAE, text encoder, denoiser."""

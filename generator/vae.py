@@ -1,0 +1,327 @@
+"""A temporally causal video autoencoder: 4 x 16 x 16 pixels become one latent position of 48 channels.
+
+The first frame is coded alone and each later latent frame covers four frames, so F = 1 + 4n frames give T = 1 + n latents and
+an image is a clip of one frame (Seedance 1.0, arXiv 2506.09113, 2.1; MAGVIT-v2, arXiv 2310.05737). Two paths are added:
+
+* a linear patch shortcut, one matrix per side (1 x 16 x 16 for the first frame, 4 x 16 x 16 for the others), initialised by PCA of
+  training patches. It is usable after a second;
+* a learned residual path of causal convolutions on two grids: fine tokens (4 x 4 pixels) and the latent grid (16 x 16).
+
+All time mixing is causal convolution along the latent axis, and every normalisation is per position, so nothing leaks from later
+to earlier frames and any chunking gives the same result. Streaming state is a flat tuple of tensors that `decode` and
+`encode_chunk` take and return; nothing is kept on the module.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeInt, PositiveInt
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from generator.base import BackboneSpec
+from reelhf.config import Config
+from reelhf.errors import UserError
+
+StreamState = tuple[Tensor, ...]
+"""One tensor per causal convolution, in forward order: its last input frame, [B, width, 1, h, w]."""
+
+WEIGHTS_NAME, CONFIG_NAME = "vae.safetensors", "vae.json"
+MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -12.0, 4.0
+
+
+class VAEConfig(Config):
+    """Widths of the learned residual path; the compression itself is fixed at (4, 16, 16)."""
+
+    channels: PositiveInt = 48
+    """Latent channels."""
+    fine_size: PositiveInt = 4
+    """Side in pixels of a fine token; divides 16."""
+    encoder_fine_width: PositiveInt = 64
+    """Channels on the fine grid of the encoder."""
+    encoder_fine_blocks: NonNegativeInt = 1
+    encoder_width: PositiveInt = 192
+    """Channels on the latent grid of the encoder."""
+    encoder_blocks: NonNegativeInt = 2
+    decoder_width: PositiveInt = 192
+    """Channels on the latent grid of the decoder."""
+    decoder_blocks: NonNegativeInt = 2
+    decoder_fine_width: PositiveInt = 96
+    """Channels on the fine grid of the decoder: most of the cost of a reward gradient."""
+    decoder_fine_blocks: NonNegativeInt = 3
+
+
+class Posterior(NamedTuple):
+    """Gaussian over un-normalised latents, each [B, C, T, h, w]."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+        return self.mean + noise * (0.5 * self.log_variance).exp()
+
+    def kl(self) -> Tensor:
+        """Divergence from N(0, 1) in nats per latent element, a scalar."""
+        return 0.5 * (self.mean.square() + self.log_variance.exp() - 1 - self.log_variance).mean()
+
+
+def patchify(frames: Tensor, frames_per_patch: int, size: int) -> Tensor:
+    """[B, c, F, H, W] -> [B, c * frames_per_patch * size^2, F / frames_per_patch, H / size, W / size]."""
+    batch, channels, num_frames, height, width = frames.shape
+    frames = frames.reshape(
+        batch, channels, num_frames // frames_per_patch, frames_per_patch, height // size, size, width // size, size
+    )
+    return frames.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+
+
+def unpatchify(patches: Tensor, frames_per_patch: int, size: int) -> Tensor:
+    """Inverse of `patchify`."""
+    batch, features, time, height, width = patches.shape
+    patches = patches.reshape(
+        batch, features // (frames_per_patch * size * size), frames_per_patch, size, size, time, height, width
+    )
+    patches = patches.permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return patches.reshape(batch, -1, time * frames_per_patch, height * size, width * size)
+
+
+class ChannelNorm(nn.Module):
+    """RMS over the channels of one position: it mixes neither space nor time."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        scale = torch.rsqrt(hidden.square().mean(1, keepdim=True) + 1e-6)
+        return hidden * scale * self.weight.view(1, -1, 1, 1, 1)
+
+
+class Stream:
+    """Walks the causal convolutions of one call, handing each its past and collecting its new state."""
+
+    def __init__(self, state: StreamState | None) -> None:
+        self.incoming = list(state) if state is not None else None
+        self.outgoing: list[Tensor] = []
+
+    def with_past(self, hidden: Tensor) -> Tensor:
+        """Prepend the last frame of the chunk before (zeros at the start of a clip): [B, width, 1 + T, h, w]."""
+        past = torch.zeros_like(hidden[:, :, :1]) if self.incoming is None else self.incoming[len(self.outgoing)]
+        hidden = torch.cat([past, hidden], dim=2)
+        self.outgoing.append(hidden[:, :, -1:])
+        return hidden
+
+
+class CausalBlock(nn.Module):
+    """hidden + W(silu(causal conv(norm(hidden)))): 3 x 3 in space, this and the previous latent frame in time."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(width)
+        self.conv = nn.Conv3d(width, width, (2, 3, 3), padding=(0, 1, 1))
+        self.out = nn.Conv3d(width, width, 1)
+
+    def forward(self, hidden: Tensor, stream: Stream) -> Tensor:
+        return hidden + self.out(F.silu(self.conv(stream.with_past(self.norm(hidden)))))
+
+
+class FrameLinear(nn.Module):
+    """One linear map for the first frame of a clip, another for groups of later frames; same output width.
+
+    With `to_patch=False` it reads pixels: first [B, 3 * s^2] and later [B, 3 * 4 * s^2] features per position -> width.
+    """
+
+    def __init__(self, first_in: int, later_in: int, first_out: int, later_out: int) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(first_in, first_out, 1)
+        self.later = nn.Conv3d(later_in, later_out, 1)
+
+
+class PixelsToTokens(FrameLinear):
+    """Frames [B, 3, F, H, W] -> tokens [B, width, T, H / size, W / size]."""
+
+    def __init__(self, size: int, group: int, width: int) -> None:
+        super().__init__(3 * size**2, 3 * group * size**2, width, width)
+        self.size, self.group = size, group
+
+    def forward(self, frames: Tensor, starts_clip: bool) -> Tensor:
+        tokens = []
+        if starts_clip:
+            tokens.append(self.first(patchify(frames[:, :, :1], 1, self.size)))
+            frames = frames[:, :, 1:]
+        if frames.shape[2]:
+            tokens.append(self.later(patchify(frames, self.group, self.size)))
+        return torch.cat(tokens, dim=2)
+
+
+class TokensToPixels(FrameLinear):
+    """Tokens [B, width, T, h, w] -> frames [B, 3, F, h * size, w * size]."""
+
+    def __init__(self, size: int, group: int, width: int) -> None:
+        super().__init__(width, width, 3 * size**2, 3 * group * size**2)
+        self.size, self.group = size, group
+
+    def forward(self, tokens: Tensor, starts_clip: bool) -> Tensor:
+        frames = []
+        if starts_clip:
+            frames.append(unpatchify(self.first(tokens[:, :, :1]), 1, self.size))
+            tokens = tokens[:, :, 1:]
+        if tokens.shape[2]:
+            frames.append(unpatchify(self.later(tokens), self.group, self.size))
+        return torch.cat(frames, dim=2)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VAEConfig, spec: BackboneSpec) -> None:
+        super().__init__()
+        group, size = spec.temporal_ratio, spec.spatial_ratio
+        self.fold = size // config.fine_size
+        self.shortcut = PixelsToTokens(size, group, config.channels)
+        self.tokens = PixelsToTokens(config.fine_size, group, config.encoder_fine_width)
+        self.fine = nn.ModuleList(CausalBlock(config.encoder_fine_width) for _ in range(config.encoder_fine_blocks))
+        self.down = nn.Conv3d(config.encoder_fine_width * self.fold**2, config.encoder_width, 1)
+        self.coarse = nn.ModuleList(CausalBlock(config.encoder_width) for _ in range(config.encoder_blocks))
+        self.norm = ChannelNorm(config.encoder_width)
+        self.head = nn.Conv3d(config.encoder_width, 2 * config.channels, 1)
+
+    def forward(self, frames: Tensor, state: StreamState | None) -> tuple[Posterior, StreamState]:
+        starts_clip, stream = state is None, Stream(state)
+        frames = frames - 0.5  # centred
+        hidden = self.tokens(frames, starts_clip)  # [B, fine width, T, H / 4, W / 4]
+        for block in self.fine:
+            hidden = block(hidden, stream)
+        hidden = self.down(patchify(hidden, 1, self.fold))  # [B, width, T, h, w]
+        for block in self.coarse:
+            hidden = block(hidden, stream)
+        residual, log_variance = self.head(F.silu(self.norm(hidden))).chunk(2, dim=1)
+        mean = self.shortcut(frames, starts_clip) + residual
+        return Posterior(mean, log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)), tuple(stream.outgoing)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VAEConfig, spec: BackboneSpec) -> None:
+        super().__init__()
+        group, size = spec.temporal_ratio, spec.spatial_ratio
+        self.fold = size // config.fine_size
+        self.shortcut = TokensToPixels(size, group, config.channels)
+        self.widen = nn.Conv3d(config.channels, config.decoder_width, 1)
+        self.coarse = nn.ModuleList(CausalBlock(config.decoder_width) for _ in range(config.decoder_blocks))
+        self.up = nn.Conv3d(config.decoder_width, config.decoder_fine_width * self.fold**2, 1)
+        self.tokens = PixelsToTokens(config.fine_size, group, config.decoder_fine_width)
+        self.fine = nn.ModuleList(CausalBlock(config.decoder_fine_width) for _ in range(config.decoder_fine_blocks))
+        self.norm = ChannelNorm(config.decoder_fine_width)
+        self.head = TokensToPixels(config.fine_size, group, config.decoder_fine_width)
+
+    def forward(self, latents: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        starts_clip, stream = state is None, Stream(state)
+        frames = self.shortcut(latents, starts_clip)  # [B, 3, F, H, W], centred
+        hidden = self.widen(latents)
+        for block in self.coarse:
+            hidden = block(hidden, stream)
+        # the fine path sees the linear reconstruction of its neighbours, so it can mend the seams between patches
+        hidden = unpatchify(self.up(hidden), 1, self.fold) + self.tokens(frames, starts_clip)
+        for block in self.fine:
+            hidden = block(hidden, stream)
+        frames = frames + self.head(F.silu(self.norm(hidden)), starts_clip)
+        return frames + 0.5, tuple(stream.outgoing)
+
+
+class VideoVAE(nn.Module):
+    """Frames [B, 3, F, H, W] in [0, 1] <-> latents [B, C, T, h, w], normalised per channel."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: VAEConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or VAEConfig()
+        self.spec = BackboneSpec(channels=self.config.channels)
+        if self.spec.spatial_ratio % self.config.fine_size:
+            raise UserError(f"fine_size {self.config.fine_size}: it must divide {self.spec.spatial_ratio}")
+        self.encoder = Encoder(self.config, self.spec)
+        self.decoder = Decoder(self.config, self.spec)
+        self.register_buffer("latent_mean", torch.zeros(self.config.channels))
+        self.register_buffer("latent_std", torch.ones(self.config.channels))
+        with torch.no_grad():  # the residual path starts small beside the shortcut, with a narrow posterior
+            for head in (self.encoder.head, self.decoder.head.first, self.decoder.head.later):
+                head.weight.mul_(0.1)
+                assert head.bias is not None
+                head.bias.zero_()
+            self.encoder.head.bias[self.config.channels :] = -6.0
+
+    def posterior(self, frames: Tensor, state: StreamState | None = None) -> tuple[Posterior, StreamState]:
+        """Un-normalised posterior of a chunk of frames; without a state the chunk starts a clip."""
+        num_frames = frames.shape[2] + (state is not None)  # a later chunk has 4n frames
+        self.spec.check(num_frames, *frames.shape[3:])
+        return self.encoder(frames, state)
+
+    def encode_chunk(self, frames: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """Streaming `encode`: 1 + 4n frames first, then 4n with the state that the chunk before returned."""
+        posterior, state = self.posterior(frames, state)
+        return (posterior.mean - self._per_channel(self.latent_mean)) / self._per_channel(self.latent_std), state
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """[B, 3, F, H, W] in [0, 1] -> the posterior's mean, normalised, [B, C, T, h, w].
+
+        Raises: UserError unless F = 1 + 4n and H, W are multiples of 16.
+        """
+        return self.encode_chunk(frames)[0]
+
+    def decode(
+        self, latents: Tensor, state: StreamState | None = None, *, checkpoint_chunk: int | None = None
+    ) -> tuple[Tensor, StreamState]:
+        """Normalised latents [B, C, T, h, w] -> (frames [B, 3, F, H, W], NOT clamped to [0, 1]; state).
+
+        Streaming: without a state the chunk starts a clip (F = 4T - 3), with one it goes on (F = 4T). Differentiable in
+        the latents and in the state; any chunking gives the same frames and gradients.
+
+        Args:
+            checkpoint_chunk: latent frames per chunk whose activations are recomputed in the backward pass instead of kept
+                (non-reentrant checkpointing); None keeps them all.
+        """
+        latents = latents * self._per_channel(self.latent_std) + self._per_channel(self.latent_mean)
+        if checkpoint_chunk is None:
+            return self.decoder(latents, state)
+        frames = []
+        for chunk in latents.split(checkpoint_chunk, dim=2):
+            decoded, state = checkpoint(self.decoder, chunk, state, use_reentrant=False)
+            frames.append(decoded)
+        assert state is not None
+        return torch.cat(frames, dim=2), state
+
+    @torch.no_grad()
+    def set_latent_statistics(self, means: Tensor) -> None:
+        """Store the mean and std per channel of un-normalised latents [N, C, T, h, w]."""
+        by_channel = means.transpose(0, 1).flatten(1)
+        self.latent_mean.copy_(by_channel.mean(1))
+        self.latent_std.copy_(by_channel.std(1).clamp_min(1e-4))
+
+    def save(self, directory: str | Path) -> Path:
+        """Write `vae.json` and `vae.safetensors`."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / CONFIG_NAME).write_text(json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n")
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, directory / WEIGHTS_NAME)
+        return directory
+
+    @classmethod
+    def load(cls, directory: str | Path) -> VideoVAE:
+        """Read a folder written by `save`, in eval mode and frozen."""
+        directory = Path(directory)
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
+            if not (directory / name).is_file():
+                raise UserError(f"{directory} is not a VAE folder: {name} is missing")
+        vae = cls(VAEConfig.model_validate_json((directory / CONFIG_NAME).read_text()))
+        vae.load_state_dict(load_file(directory / WEIGHTS_NAME))
+        return vae.eval().requires_grad_(False)
+
+    @staticmethod
+    def _per_channel(values: Tensor) -> Tensor:
+        return values.view(1, -1, 1, 1, 1)
