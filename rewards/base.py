@@ -54,7 +54,9 @@ class RewardModel(Protocol):
 
     dimensions: tuple[str, ...]
 
-    def select(self, num_frames: int, fps: float, generator: torch.Generator | None = None) -> FrameSelection:
+    def select(
+        self, num_frames: int, fps: float, generator: torch.Generator | None = None
+    ) -> FrameSelection:
         """Choose the frames to look at; `generator` None means the fixed choice used in evaluation."""
         ...
 
@@ -115,6 +117,8 @@ class CompositeScores:
         out = {"valid_fraction": count / max(1, len(self.valid))}
         if count:
             means = self.values.detach()[self.valid].mean(0)
-            out |= {f"{prefix}/{name}": float(m) for name, m in zip(self.dimensions, means, strict=True)}
+            out |= {
+                f"{prefix}/{name}": float(m) for name, m in zip(self.dimensions, means, strict=True)
+            }
             out[f"{prefix}/total"] = float(self.total.detach()[self.valid].mean())
         return out

@@ -59,7 +59,9 @@ class CompositeReward(nn.Module):
     ) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)  # type: ignore[arg-type]
-        self.dimensions: tuple[str, ...] = tuple(name for model in models for name in model.dimensions)
+        self.dimensions: tuple[str, ...] = tuple(
+            name for model in models for name in model.dimensions
+        )
         if len(set(self.dimensions)) != len(self.dimensions):
             raise ValueError(f"two reward models score the same dimension: {self.dimensions}")
         for name in weights:
@@ -69,9 +71,13 @@ class CompositeReward(nn.Module):
                     + did_you_mean(name, self.dimensions)
                 )
         self.cap, self.max_gradient_norm = cap, max_gradient_norm
-        self.weights: dict[str, float] = {name: float(weights.get(name, 0.0)) for name in self.dimensions}
+        self.weights: dict[str, float] = {
+            name: float(weights.get(name, 0.0)) for name in self.dimensions
+        }
 
-    def select(self, num_frames: int, fps: float, generator: torch.Generator | None = None) -> list[FrameSelection]:
+    def select(
+        self, num_frames: int, fps: float, generator: torch.Generator | None = None
+    ) -> list[FrameSelection]:
         """One selection per model, in order."""
         return [model.select(num_frames, fps, generator) for model in self.models]
 
@@ -99,19 +105,30 @@ class CompositeReward(nn.Module):
         scale: dict[str, Tensor] = {}
         if self.max_gradient_norm is not None and frames.requires_grad:
             frames = _ClipGradient.apply(frames, self.max_gradient_norm, scale)
-        values, z_scores, valid = [], [], torch.ones(len(frames), dtype=torch.bool, device=frames.device)
+        values, z_scores, valid = (
+            [],
+            [],
+            torch.ones(len(frames), dtype=torch.bool, device=frames.device),
+        )
         parts: dict[str, Tensor] = {}
         for index, (model, selection) in enumerate(zip(self.models, selections, strict=True)):
             own = [p if isinstance(p, str) else p[index] for p in prompts]
             scores = model.score(
-                frames, selection=selection, fps=fps, prompts=own, first_frame=first_frame, reference=reference
+                frames,
+                selection=selection,
+                fps=fps,
+                prompts=own,
+                first_frame=first_frame,
+                reference=reference,
             )
             values.append(scores.values)
             z_scores.append((scores.values - model.mean) / model.std)
             valid &= scores.valid
             parts |= scores.parts
         z = soft_cap(torch.cat(z_scores, dim=1), self.cap)  # [B, D]
-        weights = torch.tensor([self.weights[name] for name in self.dimensions], device=z.device, dtype=z.dtype)
+        weights = torch.tensor(
+            [self.weights[name] for name in self.dimensions], device=z.device, dtype=z.dtype
+        )
         # masked before the sum: NaN * 0 is still NaN
         total = (z.masked_fill(~valid[:, None], 0.0) * weights).sum(1)
         if self.max_gradient_norm is not None and total.requires_grad:
@@ -132,5 +149,7 @@ def load_composite(
 
     found = [Path(folder) / name for name in MODEL_FOLDERS if (Path(folder) / name).is_dir()]
     if not found:
-        raise UserError(f"{folder} holds no reward model; expected one of {', '.join(MODEL_FOLDERS)}/")
+        raise UserError(
+            f"{folder} holds no reward model; expected one of {', '.join(MODEL_FOLDERS)}/"
+        )
     return CompositeReward([load_reward(path) for path in found], weights, cap, max_gradient_norm)

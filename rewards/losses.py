@@ -53,18 +53,24 @@ def tie_width_from_rate(tie_rate: float) -> float:
     return 2.0 * math.atanh(min(0.98, max(0.02, tie_rate)))
 
 
-def masked_mean(values: Tensor, mask: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def masked_mean(
+    values: Tensor, mask: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Weighted mean over the rows where `mask` holds, and how many there are.
 
     Masked rows may hold NaN. The sum is divided by the weight of the valid rows alone, not of all rows; 0 rows give 0.
     """
     _same_shape(values, mask)
     weight = mask.to(values.dtype) if weight is None else weight.to(values.dtype) * mask
-    total = (values.masked_fill(~mask, 0.0) * weight).sum()  # a missing label leaves NaN, and NaN * 0 is still NaN
+    total = (
+        values.masked_fill(~mask, 0.0) * weight
+    ).sum()  # a missing label leaves NaN, and NaN * 0 is still NaN
     return total / weight.sum().clamp_min(torch.finfo(values.dtype).tiny), mask.sum()
 
 
-def best_worst_loss(scores: Tensor, best: Tensor, worst: Tensor, mask: Tensor | None = None) -> Tensor:
+def best_worst_loss(
+    scores: Tensor, best: Tensor, worst: Tensor, mask: Tensor | None = None
+) -> Tensor:
     """Sequential best-then-worst likelihood of one judgment of K clips: softmax for the best, then for the worst.
 
     Args:
@@ -79,5 +85,7 @@ def best_worst_loss(scores: Tensor, best: Tensor, worst: Tensor, mask: Tensor | 
         mask = torch.ones_like(scores, dtype=torch.bool)
     log_best = F.log_softmax(scores.masked_fill(~mask, -torch.inf), dim=1).gather(1, best[:, None])
     rest = mask.scatter(1, best[:, None], False)
-    log_worst = F.log_softmax((-scores).masked_fill(~rest, -torch.inf), dim=1).gather(1, worst[:, None])
+    log_worst = F.log_softmax((-scores).masked_fill(~rest, -torch.inf), dim=1).gather(
+        1, worst[:, None]
+    )
     return -(log_best + log_worst).squeeze(1)

@@ -38,7 +38,9 @@ def clamp_straight_through(x: Tensor) -> Tensor:
 def fit_area(height: int, width: int, *, area: int, multiple: int) -> tuple[int, int]:
     """The size of about `area` pixels with the aspect ratio of (height, width), both sides multiples of `multiple`."""
     scale = math.sqrt(area / (height * width))
-    return tuple(max(multiple, round(side * scale / multiple) * multiple) for side in (height, width))  # type: ignore[return-value]
+    return tuple(
+        max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)
+    )  # type: ignore[return-value]
 
 
 def resize(frames: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
@@ -60,10 +62,16 @@ def normalise(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def pad_frames(frames: Tensor, multiple: int) -> Tensor:
     """Repeat the last frame until F is a multiple; V-JEPA 2 silently drops an odd last frame otherwise."""
     missing = -frames.shape[2] % multiple
-    return frames if missing == 0 else torch.cat([frames, frames[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
+    return (
+        frames
+        if missing == 0
+        else torch.cat([frames, frames[:, :, -1:].expand(-1, -1, missing, -1, -1)], dim=2)
+    )
 
 
-def patchify_qwen(frames: Tensor, *, patch: int, merge: int, temporal: int) -> tuple[Tensor, tuple[int, int, int]]:
+def patchify_qwen(
+    frames: Tensor, *, patch: int, merge: int, temporal: int
+) -> tuple[Tensor, tuple[int, int, int]]:
     """Patches in the order Qwen-VL expects: merge-window major, each patch as (channel, time, row, column).
 
     Args:
@@ -72,7 +80,9 @@ def patchify_qwen(frames: Tensor, *, patch: int, merge: int, temporal: int) -> t
     """
     batch, channels, num_frames, height, width = frames.shape
     t, h, w = num_frames // temporal, height // patch, width // patch
-    x = frames.reshape(batch, channels, t, temporal, h // merge, merge, patch, w // merge, merge, patch)
+    x = frames.reshape(
+        batch, channels, t, temporal, h // merge, merge, patch, w // merge, merge, patch
+    )
     #               b  t  h/m w/m m_h m_w c  tp p_h p_w
     x = x.permute(0, 2, 4, 7, 5, 8, 1, 3, 6, 9)
     return x.reshape(batch * t * h * w, channels * temporal * patch * patch), (t, h, w)

@@ -27,7 +27,8 @@ def test_swapping_the_clips_and_the_vote_changes_nothing() -> None:
     a, b = torch.randn(9), torch.randn(9)
     vote = torch.tensor([1, -1, 0] * 3)
     torch.testing.assert_close(
-        bradley_terry_ties_loss(a, b, vote, tie_width=0.5), bradley_terry_ties_loss(b, a, -vote, tie_width=0.5)
+        bradley_terry_ties_loss(a, b, vote, tie_width=0.5),
+        bradley_terry_ties_loss(b, a, -vote, tie_width=0.5),
     )
 
 
@@ -35,12 +36,17 @@ def test_a_vanishing_tie_width_gives_bradley_terry() -> None:
     a, b = torch.randn(5, dtype=torch.double), torch.randn(5, dtype=torch.double)
     ones = torch.ones(5)
     torch.testing.assert_close(
-        bradley_terry_ties_loss(a, b, ones, tie_width=1e-9), bradley_terry_loss(a, b), atol=1e-8, rtol=0
+        bradley_terry_ties_loss(a, b, ones, tie_width=1e-9),
+        bradley_terry_loss(a, b),
+        atol=1e-8,
+        rtol=0,
     )
 
 
 def test_the_better_clip_wins_half_its_votes_at_the_tie_width() -> None:
-    loss = bradley_terry_ties_loss(torch.tensor([0.7]), torch.zeros(1), torch.ones(1), tie_width=0.7)
+    loss = bradley_terry_ties_loss(
+        torch.tensor([0.7]), torch.zeros(1), torch.ones(1), tie_width=0.7
+    )
     assert loss.neg().exp().item() == pytest.approx(0.5)
 
 
@@ -80,7 +86,9 @@ def test_the_masked_mean_of_nothing_is_zero() -> None:
 
 def test_weights_count_only_where_a_label_is_present() -> None:
     mean, _ = masked_mean(
-        torch.tensor([1.0, 5.0, 9.0]), torch.tensor([True, True, False]), torch.tensor([3.0, 1.0, 50.0])
+        torch.tensor([1.0, 5.0, 9.0]),
+        torch.tensor([True, True, False]),
+        torch.tensor([3.0, 1.0, 50.0]),
     )
     assert mean.item() == pytest.approx(2.0)
 
@@ -98,11 +106,15 @@ def test_padding_a_task_of_fewer_clips_changes_nothing() -> None:
     best, worst = torch.tensor([2]), torch.tensor([0])
     padded = torch.cat([scores, torch.full((1, 1), 99.0)], dim=1)
     mask = torch.tensor([[True, True, True, False]])
-    torch.testing.assert_close(best_worst_loss(padded, best, worst, mask), best_worst_loss(scores, best, worst))
+    torch.testing.assert_close(
+        best_worst_loss(padded, best, worst, mask), best_worst_loss(scores, best, worst)
+    )
 
 
 def test_two_clips_make_best_worst_the_bradley_terry_loss() -> None:
     scores = torch.tensor([[0.3, 1.1]])
     expected = bradley_terry_loss(scores[:, 1], scores[:, 0])
-    torch.testing.assert_close(best_worst_loss(scores, torch.tensor([1]), torch.tensor([0])), expected)
+    torch.testing.assert_close(
+        best_worst_loss(scores, torch.tensor([1]), torch.tensor([0])), expected
+    )
     assert expected.item() == pytest.approx(math.log1p(math.exp(-0.8)))

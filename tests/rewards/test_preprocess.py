@@ -19,16 +19,23 @@ def test_the_clamp_clips_values_and_keeps_the_gradient() -> None:
     x = torch.tensor([-0.5, 0.5, 1.5], requires_grad=True)
     y = clamp_straight_through(x)
     y.sum().backward()
-    assert y.tolist() == [0.0, 0.5, 1.0] and x.grad is not None and x.grad.tolist() == [1.0, 1.0, 1.0]
+    assert (
+        y.tolist() == [0.0, 0.5, 1.0] and x.grad is not None and x.grad.tolist() == [1.0, 1.0, 1.0]
+    )
 
 
 def test_patches_equal_those_of_the_transformers_processor() -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    processor = Qwen2VLImageProcessorPil(patch_size=8, merge_size=2, temporal_patch_size=2, do_resize=False)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=8, merge_size=2, temporal_patch_size=2, do_resize=False
+    )
     image = torch.rand(3, 32, 48)
     theirs = processor(
-        image.permute(1, 2, 0).numpy(), do_rescale=False, return_tensors="pt", input_data_format="channels_last"
+        image.permute(1, 2, 0).numpy(),
+        do_rescale=False,
+        return_tensors="pt",
+        input_data_format="channels_last",
     )
     frames = normalise(image[None, :, None].expand(1, 3, 2, 32, 48), CLIP_MEAN, CLIP_STD)
     ours, grid = patchify_qwen(frames, patch=8, merge=2, temporal=2)

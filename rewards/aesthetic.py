@@ -1,0 +1,142 @@
+"""The aesthetic reward: a SigLIP image encoder on a few keyframes, blind to the prompt.
+
+Frames are drawn one per equal stretch of the clip, afresh at each training step, from the caller's generator: no live
+selector that a generator could game. The clip's score is the mean over keyframes with a small soft-min, so that one
+ugly frame costs more than its share.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from reelhf.config import Config
+from rewards.base import FrameSelection
+from rewards.module import RewardModule
+from rewards.preprocess import HALF_MEAN, HALF_STD, fit_area, normalise, resize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, SiglipVisionConfig
+
+
+class AestheticConfig(Config):
+    """Size of the tiny image encoder, or the folder of a real one."""
+
+    dimensions: tuple[Literal["aesthetic_quality"], ...] = ("aesthetic_quality",)
+    """What it scores."""
+    backbone: str | None = None
+    """A local folder or hub id of a SigLIP; None builds the tiny one below, to be pre-trained on captioned clips."""
+    hidden_size: PositiveInt = 96
+    """Width of the image encoder."""
+    num_layers: PositiveInt = 3
+    """Layers of the image encoder."""
+    num_heads: PositiveInt = 4
+    """Attention heads."""
+    patch_size: PositiveInt = 16
+    """Side of a patch in pixels."""
+    area: PositiveInt = 128 * 128
+    """Pixels per keyframe after the resize: large enough that the refiner's detail is visible."""
+    num_keyframes: PositiveInt = 3
+    """Frames looked at per clip."""
+    softmin_share: float = Field(0.3, ge=0, le=1)
+    """Share of the soft-min over keyframes in the clip's score; the rest is their mean."""
+    softmin_temperature: PositiveFloat = 0.5
+    """Width of the soft-min, in logits."""
+    max_text_tokens: PositiveInt = 128
+    """Longer captions are cut; the text tower serves pre-training only."""
+    vocab_size: PositiveInt = 640
+    """Tokens of the tokenizer trained on the captions."""
+
+
+def tiny_siglip_config(config: AestheticConfig) -> SiglipVisionConfig:
+    """A SigLIP vision tower of a few hundred thousand parameters."""
+    from transformers import SiglipVisionConfig
+
+    return SiglipVisionConfig(
+        hidden_size=config.hidden_size,
+        intermediate_size=3 * config.hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        image_size=int(config.area**0.5),
+        patch_size=config.patch_size,
+    )
+
+
+def stratified_frames(
+    num_frames: int, count: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """One index per equal stretch of the clip, long, ascending and distinct; the middles when generator is None."""
+    count = min(count, num_frames)
+    edges = torch.arange(count + 1) * num_frames // count  # every stretch holds at least one frame
+    position = (
+        torch.full((count,), 0.5) if generator is None else torch.rand(count, generator=generator)
+    )
+    return edges[:-1] + (position * (edges[1:] - edges[:-1])).long().clamp_max(
+        edges[1:] - edges[:-1] - 1
+    )
+
+
+def mean_with_softmin(scores: Tensor, *, share: float, temperature: float) -> Tensor:
+    """(1 - share) * mean + share * soft-min over the last axis; equal scores give that score."""
+    count = math.log(scores.shape[-1])
+    softmin = -temperature * (torch.logsumexp(-scores / temperature, dim=-1) - count)
+    return (1 - share) * scores.mean(-1) + share * softmin
+
+
+class AestheticReward(RewardModule):
+    """SigLIP image encoder on keyframes: aesthetic_quality."""
+
+    type: ClassVar[str] = "siglip_aesthetic"
+    config_class: ClassVar[type[Config]] = AestheticConfig
+    config: AestheticConfig
+
+    def __init__(
+        self,
+        config: AestheticConfig,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        backbone_config: SiglipVisionConfig | None = None,
+    ) -> None:
+        from transformers import SiglipVisionModel
+
+        super().__init__(config, tokenizer)
+        if backbone_config is None and config.backbone is not None:
+            self.backbone = SiglipVisionModel.from_pretrained(config.backbone)
+        else:
+            self.backbone = SiglipVisionModel(backbone_config or tiny_siglip_config(config))
+        hidden = self.backbone.config.hidden_size
+        self.head = nn.Sequential(
+            nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, len(self.dimensions))
+        )
+
+    def select(
+        self, num_frames: int, fps: float, generator: torch.Generator | None = None
+    ) -> FrameSelection:
+        return FrameSelection(stratified_frames(num_frames, self.config.num_keyframes, generator))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled and mean-of-patches features [N, 2 H] of images [N, 3, H, W] in [0, 1]."""
+        images = images[:, :, None]
+        size = fit_area(
+            *images.shape[-2:], area=self.config.area, multiple=self.backbone.config.patch_size
+        )
+        pixels = normalise(resize(images, size), HALF_MEAN, HALF_STD).squeeze(2)
+        out = self.backbone(pixels, interpolate_pos_encoding=True)
+        return torch.cat([out.pooler_output, out.last_hidden_state.mean(1)], dim=1)
+
+    def values(
+        self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        batch, _, count = frames.shape[:3]
+        images = frames.transpose(1, 2).flatten(0, 1)  # [B * F', 3, H, W]
+        per_frame = (
+            self.head(self.features(images)).view(batch, count, -1).transpose(1, 2)
+        )  # [B, D, F']
+        values = mean_with_softmin(
+            per_frame, share=self.config.softmin_share, temperature=self.config.softmin_temperature
+        )
+        return values, {"worst_keyframe": per_frame[:, 0].detach().amin(-1)}

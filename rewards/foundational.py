@@ -1,0 +1,234 @@
+"""The foundational reward: a vision-language model that reads each dimension's score at a reward token.
+
+    <vision_start> video <vision_end> <reward:structural_stability> the prompt <reward:prompt_following>
+
+Attention is causal, so what is read before the prompt cannot depend on it: structure is judged prompt-blind. Prompt
+following also sees how well the clip predicts the prompt, log P(prompt | clip), the captioner's own opinion.
+Source: VideoAlign 2501.13918 sec. 3.3 (reward tokens and their order); the likelihood feature is ours, after the
+generative score of RewardDance 2509.08826.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import PositiveInt, field_validator
+from torch import Tensor, nn
+
+from reelhf.config import Config
+from rewards.module import RewardModule
+from rewards.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    fit_area,
+    normalise,
+    pad_frames,
+    patchify_qwen,
+    resize,
+)
+from rewards.tokens import (
+    IMAGE_PAD,
+    PAD,
+    VIDEO_PAD,
+    VISION_END,
+    VISION_START,
+    pad_right,
+    reward_token,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
+
+BEFORE_PROMPT = ("structural_stability",)
+AFTER_PROMPT = ("prompt_following",)
+
+
+class FoundationalConfig(Config):
+    """Size of the tiny vision-language model, or the folder of a real one."""
+
+    dimensions: tuple[Literal["prompt_following", "structural_stability"], ...] = (
+        "prompt_following",
+        "structural_stability",
+    )
+    """What it scores; structural_stability is read before the prompt, prompt_following after it."""
+    backbone: str | None = None
+    """A local folder or hub id of a Qwen2.5-VL; None builds the tiny one below, to be pre-trained on captioned clips."""
+    hidden_size: PositiveInt = 96
+    """Width of the language model and of the vision tower."""
+    num_layers: PositiveInt = 3
+    """Layers of the language model."""
+    vision_layers: PositiveInt = 2
+    """Layers of the vision tower."""
+    num_heads: PositiveInt = 4
+    """Attention heads of both."""
+    patch_size: PositiveInt = 8
+    """Side of a vision patch in pixels; 2x2 of them and 2 frames make one token."""
+    area: PositiveInt = 64 * 64
+    """Pixels per frame after the resize; the aspect ratio is kept."""
+    vocab_size: PositiveInt = 640
+    """Tokens of the tokenizer trained on the captions."""
+    max_text_tokens: PositiveInt = 128
+    """Longer prompts are cut."""
+
+    @field_validator("dimensions")
+    @classmethod
+    def _in_reading_order(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(value)))
+
+
+def tiny_qwen_config(
+    config: FoundationalConfig, tokenizer: PreTrainedTokenizerFast
+) -> Qwen2_5_VLConfig:
+    """A Qwen2.5-VL of a few hundred thousand parameters for this tokenizer."""
+    from transformers import Qwen2_5_VLConfig
+
+    token = tokenizer.convert_tokens_to_ids
+    head = config.hidden_size // config.num_heads
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": config.hidden_size,
+            "intermediate_size": 3 * config.hidden_size,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+            "num_key_value_heads": config.num_heads,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [head // 2 - 2 * (head // 6), head // 6, head // 6],
+            },
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": token(PAD),
+        },
+        vision_config={
+            "depth": config.vision_layers,
+            "hidden_size": config.hidden_size,
+            "intermediate_size": 3 * config.hidden_size,
+            "num_heads": config.num_heads,
+            "patch_size": config.patch_size,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": config.hidden_size,
+            "window_size": 1024,
+            "fullatt_block_indexes": list(range(config.vision_layers)),
+        },
+        image_token_id=token(IMAGE_PAD),
+        video_token_id=token(VIDEO_PAD),
+        vision_start_token_id=token(VISION_START),
+        vision_end_token_id=token(VISION_END),
+        tie_word_embeddings=True,
+    )
+
+
+class FoundationalReward(RewardModule):
+    """Qwen2.5-VL with reward tokens: prompt_following and structural_stability."""
+
+    type: ClassVar[str] = "qwen_vl_foundational"
+    config_class: ClassVar[type[Config]] = FoundationalConfig
+    config: FoundationalConfig
+
+    def __init__(
+        self,
+        config: FoundationalConfig,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        backbone_config: Qwen2_5_VLConfig | None = None,
+    ) -> None:
+        from transformers import Qwen2_5_VLModel
+
+        super().__init__(config, tokenizer)
+        if backbone_config is None and config.backbone is not None:
+            self.backbone = Qwen2_5_VLModel.from_pretrained(config.backbone)
+            self.backbone.resize_token_embeddings(len(tokenizer))
+        else:
+            self.backbone = Qwen2_5_VLModel(backbone_config or tiny_qwen_config(config, tokenizer))
+        self.backbone.config.use_cache = False
+        vision = self.backbone.config.vision_config
+        self.patch, self.merge, self.temporal = (
+            vision.patch_size,
+            vision.spatial_merge_size,
+            vision.temporal_patch_size,
+        )
+        hidden = self.backbone.config.text_config.hidden_size
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Linear(hidden + (2 if name in AFTER_PROMPT else 0), 1)
+                for name in self.dimensions
+            }
+        )
+        token = tokenizer.convert_tokens_to_ids
+        self.reward_ids = {name: token(reward_token(name)) for name in self.dimensions}
+        self.before = [self.reward_ids[n] for n in BEFORE_PROMPT if n in self.reward_ids]
+        self.after = [self.reward_ids[n] for n in AFTER_PROMPT if n in self.reward_ids]
+        self.vision_ids = (token(VISION_START), token(VIDEO_PAD), token(VISION_END))
+
+    def hidden_states(
+        self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run the backbone on frames [B, 3, F, H, W] and prompts.
+
+        Returns: hidden states [B, L, H], the token ids [B, L] and the mask of prompt tokens [B, L].
+        """
+        size = fit_area(*frames.shape[-2:], area=self.config.area, multiple=self.patch * self.merge)
+        frames = normalise(resize(frames, size), CLIP_MEAN, CLIP_STD)
+        patches, grid = patchify_qwen(
+            pad_frames(frames, self.temporal),
+            patch=self.patch,
+            merge=self.merge,
+            temporal=self.temporal,
+        )
+        num_video = grid[0] * grid[1] * grid[2] // self.merge**2
+        start, pad, end = self.vision_ids
+        head = [start, *[pad] * num_video, end, *self.before]
+        ids, mask = pad_right(
+            [[*head, *prompt, *self.after] for prompt in prompts],
+            self.tokenizer.pad_token_id,
+            device=frames.device,
+        )
+        token_types = torch.zeros_like(ids)
+        token_types[:, 1 : 1 + num_video] = (
+            2  # without it Qwen2.5-VL silently falls back to 1-D positions
+        )
+        states = self.backbone(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            pixel_values_videos=patches,
+            video_grid_thw=torch.tensor([grid] * len(ids), device=ids.device),
+            second_per_grid_ts=self.temporal / fps,
+            mm_token_type_ids=token_types,
+        ).last_hidden_state
+        is_prompt = mask.clone()
+        is_prompt[:, : len(head)] = False
+        for token in self.after:
+            is_prompt &= ids != token
+        return states, ids, is_prompt
+
+    def prompt_log_probs(self, states: Tensor, ids: Tensor, is_prompt: Tensor) -> Tensor:
+        """log P(token | clip, tokens before it) at each prompt token, 0 elsewhere, [B, L]."""
+        embedding = self.backbone.get_input_embeddings().weight
+        first = int(is_prompt.any(0).float().argmax())  # logits only where there are prompt tokens
+        logits = states[:, first - 1 : -1] @ embedding.T
+        log_probs = F.log_softmax(logits, dim=-1).gather(-1, ids[:, first:, None]).squeeze(-1)
+        return F.pad(log_probs, (first, 0)) * is_prompt
+
+    def values(
+        self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        states, ids, is_prompt = self.hidden_states(frames, fps, prompts)
+        values, parts = [], {}
+        for name in self.dimensions:
+            at = (ids == self.reward_ids[name]).float().argmax(1)
+            features = states[torch.arange(len(ids), device=ids.device), at]
+            if name in AFTER_PROMPT:
+                log_probs = self.prompt_log_probs(states, ids, is_prompt)  # [B, L]
+                surprise = torch.stack(
+                    [log_probs.sum(1), -torch.logsumexp(-log_probs, dim=1)], dim=1
+                )  # the whole prompt, and its least expected word (soft-min)
+                features = torch.cat([features, surprise], dim=1)
+                parts["prompt_log_prob"] = surprise[:, 0].detach()
+            values.append(self.heads[name](features))
+        return torch.cat(values, dim=1), parts

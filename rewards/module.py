@@ -1,0 +1,173 @@
+"""What the three reward models share: validity, frozen calibration, the checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from reelhf.config import Config
+from reelhf.errors import UserError
+from rewards.base import FrameSelection, RewardScores
+from rewards.preprocess import clamp_straight_through
+from rewards.tokens import encode_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+REWARD_SCHEMA_VERSION = 1
+
+
+class RewardModule(nn.Module):
+    """Base of the reward models: subclasses implement `values` on clean, selected, clamped frames.
+
+    `mean` and `std` [D] are the validation statistics that z-scores use, `low` and `high` [D] the validated range
+    (values beyond it are extrapolation: a sign of hacking). They travel with the checkpoint.
+    """
+
+    type: ClassVar[str]
+    config_class: ClassVar[type[Config]]
+    dimensions: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.dimensions = tuple(config.dimensions)
+        self.data_hash: str | None = None
+        for name, value in (
+            ("mean", 0.0),
+            ("std", 1.0),
+            ("low", -float("inf")),
+            ("high", float("inf")),
+        ):
+            self.register_buffer(name, torch.full((len(self.dimensions),), value))
+
+    def values(
+        self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Raw logits [B, D] and detached parts of finite frames [B, 3, F', H, W] in [0, 1]; prompts as token ids."""
+        raise NotImplementedError
+
+    def select(
+        self, num_frames: int, fps: float, generator: torch.Generator | None = None
+    ) -> FrameSelection:
+        return FrameSelection(None)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        return encode_texts(self.tokenizer, prompts, max_tokens=self.config.max_text_tokens)
+
+    def score(
+        self,
+        frames: Tensor,
+        *,
+        selection: FrameSelection,
+        fps: Tensor | float,
+        prompts: Sequence[Any],
+        first_frame: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> RewardScores:
+        """See `rewards.base.RewardModel.score`."""
+        if frames.dim() != 5 or frames.shape[1] != 3 or len(prompts) != len(frames):
+            raise ValueError(
+                f"expected frames [B, 3, F, H, W] and B prompts, got {tuple(frames.shape)} and {len(prompts)} prompts"
+            )
+        if isinstance(prompts[0], str):
+            prompts = self.encode_prompts(prompts)
+        frames = selection.apply(frames)
+        valid = frames.detach().flatten(1).isfinite().all(dim=1)  # [B]
+        clean = torch.where(
+            valid.view(-1, 1, 1, 1, 1), frames, 0.0
+        )  # NaN must not reach the other clips' gradient
+        fps = torch.as_tensor(fps, dtype=torch.float32, device=frames.device).expand(len(frames))
+        values, parts = self.values(clamp_straight_through(clean), fps, list(prompts))
+        valid = valid & values.detach().isfinite().all(dim=1)
+        return RewardScores(values.masked_fill(~valid[:, None], float("nan")), valid, None, parts)
+
+    forward = score
+
+    def out_of_range(self, values: Tensor) -> Tensor:
+        """How far values [B, D] lie beyond the validated range, in standard deviations; 0 inside."""
+        return ((values - self.high).clamp_min(0) + (self.low - values).clamp_min(0)) / self.std
+
+    # Checkpoints
+
+    def freeze(self) -> Self:
+        """No parameter trains, but the module stays in train() so that gradient checkpointing still recomputes."""
+        self.requires_grad_(False)
+        self.train()
+        live = [name for name, m in self.named_modules() if isinstance(m, nn.Dropout) and m.p > 0]
+        if live:
+            raise UserError(
+                f"a frozen reward must be deterministic in train(); dropout is on in {', '.join(live)}"
+            )
+        return self
+
+    def save(self, folder: Path) -> Path:
+        """Write reward.json, config.json (the backbone's), model.safetensors and the tokenizer; sealed."""
+        from safetensors.torch import save_file
+
+        from reelhf.run import seal
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            name: t.detach().cpu().contiguous().clone() for name, t in self.state_dict().items()
+        }
+        save_file(state, folder / "model.safetensors")
+        self.backbone.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        described = {
+            "schema_version": REWARD_SCHEMA_VERSION,
+            "type": self.type,
+            "dimensions": list(self.dimensions),
+            "config": self.config.model_dump(mode="json"),
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "validation_range": [
+                [_bound(a), _bound(b)] for a, b in zip(self.low, self.high, strict=True)
+            ],
+            "data_hash": self.data_hash,
+        }
+        (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")
+        seal(folder)
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The model of a folder written by `save`, trainable."""
+        from safetensors.torch import load_file
+        from transformers import AutoConfig, PreTrainedTokenizerFast
+
+        described = read_reward_json(folder)
+        config = cls.config_class.model_validate(described["config"])
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+        model = cls(config, tokenizer, backbone_config=AutoConfig.from_pretrained(folder))  # type: ignore[call-arg]
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.data_hash = described["data_hash"]
+        return model
+
+
+def _bound(value: Tensor) -> float | None:
+    return float(value) if value.isfinite() else None
+
+
+def read_reward_json(folder: Path) -> dict[str, Any]:
+    """reward.json of a checkpoint folder; UserError when it is missing or of another schema version."""
+    path = Path(folder) / "reward.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a reward checkpoint: it has no reward.json")
+    described = json.loads(path.read_text())
+    if described.get("schema_version") != REWARD_SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {described.get('schema_version')!r}; this version reads "
+            f"{REWARD_SCHEMA_VERSION}. Train it again with `reelhf rewards train`"
+        )
+    return described
