@@ -1,0 +1,162 @@
+"""Candidate clips for people to judge: K clips per prompt from two stages of the model.
+
+Most tasks hold clips of one stage only. Those are the pairs that teach a reward what RLHF needs, quality within a stage; a
+reward trained on mixed pairs alone learns to tell a sharp refiner from a soft base and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PositiveInt, model_validator
+
+from reelhf.config import Config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from generator.base import VideoBackbone
+
+BASE, REFINER = "base", "refiner"
+
+
+class CandidatesConfig(Config):
+    """How many clips of which stage each prompt gets."""
+
+    num_prompts: PositiveInt = 96
+    """Tasks; each has its own prompt."""
+    clips_per_task: int = Field(4, ge=2)
+    """K, the clips one annotator sees side by side."""
+    base_fraction: float = Field(0.4, ge=0, le=1)
+    """Tasks whose K clips all come from the base."""
+    refiner_fraction: float = Field(0.4, ge=0, le=1)
+    """Tasks whose K clips all come from the accelerated refiner; what remains is half and half."""
+    model: str = "toy"
+    """Name of the generator in the records."""
+    seed: int = 1
+    """Decides the order of the stages and every clip's noise."""
+    batch_size: PositiveInt = 32
+    """Clips sampled at once."""
+
+    @model_validator(mode="after")
+    def _fractions(self) -> CandidatesConfig:
+        if self.base_fraction + self.refiner_fraction > 1 + 1e-9:
+            raise ValueError(
+                f"base_fraction {self.base_fraction} + refiner_fraction {self.refiner_fraction} exceed 1"
+            )
+        return self
+
+
+def plan_stages(config: CandidatesConfig, num_prompts: int) -> list[list[str]]:
+    """The stage of every clip of every task, shuffled by the config's seed: [P][K]."""
+    num_base = round(num_prompts * config.base_fraction)
+    num_refiner = min(num_prompts - num_base, round(num_prompts * config.refiner_fraction))
+    k = config.clips_per_task
+    mixed = [BASE] * (k // 2) + [REFINER] * (k - k // 2)
+    plan = (
+        [[BASE] * k] * num_base
+        + [[REFINER] * k] * num_refiner
+        + [mixed] * (num_prompts - num_base - num_refiner)
+    )
+    random.Random(config.seed).shuffle(plan)
+    return plan
+
+
+def make_candidates(
+    config: CandidatesConfig, *, stages: dict[str, Path], prompts: Sequence[str], out: Path
+) -> Path:
+    """Sample every clip and write `out`: one mp4 per clip and `manifest.jsonl`, one line per clip.
+
+    Args:
+        stages: generator folders, "base" and "refiner"; the refiner refines clips of that base.
+        prompts: one task each.
+    Returns: `out`. A manifest line holds path, prompt, task, stage, model, checkpoint, seed and fps. Seeds are unique.
+    """
+    from generator.checkpoint import load_generator
+    from reelhf.hashing import sha256_file
+    from reelhf.progress import track
+    from reelhf.video import write_video
+
+    plan = plan_stages(config, len(prompts))
+    base, refiner = load_generator(stages[BASE]), load_generator(stages[REFINER])
+    rows = [
+        {
+            "prompt": prompt,
+            "task": task,
+            "stage": stage,
+            "seed": config.seed * 1_000_000 + task * 100 + slot,
+        }
+        for task, (prompt, clip_stages) in enumerate(zip(prompts, plan, strict=True))
+        for slot, stage in enumerate(clip_stages)
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoints = {
+        stage: sha256_file(stages[stage] / "denoiser.safetensors")[:12] for stage in stages
+    }
+    written = []
+    for stage in (BASE, REFINER):
+        own = [row for row in rows if row["stage"] == stage]
+        model, low_res = (base, None) if stage == BASE else (refiner, base)
+        batches = sample_clips(
+            model,
+            [row["prompt"] for row in own],
+            [row["seed"] for row in own],
+            low_res=low_res,
+            batch_size=config.batch_size,
+        )
+        frames_of = (frames for batch in batches for frames in batch)
+        for row, frames in track(
+            zip(own, frames_of, strict=True), label=f"{stage} clips", total=len(own)
+        ):
+            path = out / f"{row['task']:04d}_{row['seed'] % 100}_{stage}.mp4"
+            write_video(path, frames, model.fps)
+            written.append(
+                row
+                | {
+                    "path": path.name,
+                    "model": config.model,
+                    "checkpoint": checkpoints[stage],
+                    "fps": model.fps,
+                }
+            )
+    written.sort(key=lambda row: row["seed"])
+    manifest = out / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written))
+    return out
+
+
+def read_manifest(folder: Path) -> list[dict]:
+    """The lines of `folder/manifest.jsonl`, their `path` made absolute."""
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    return [row | {"path": folder / row["path"]} for row in rows]
+
+
+def sample_clips(
+    model: VideoBackbone,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    low_res: VideoBackbone | None = None,
+    batch_size: int = 32,
+) -> Iterator[Tensor]:
+    """Clips of `model` as it would be deployed, batch by batch: float [B, 3, F, H, W] in [0, 1].
+
+    The same prompt and seed give the same noise whatever the batch. A refiner gets the clip that `low_res` makes of the
+    same prompt and seed.
+    """
+    from generator.sampling import sample_frames
+
+    for start in range(0, len(prompts), batch_size):
+        batch, own_seeds = (
+            list(prompts[start : start + batch_size]),
+            list(seeds[start : start + batch_size]),
+        )
+        task = None
+        if low_res is not None:
+            small = sample_frames(low_res, batch, own_seeds, batch_size=batch_size)
+            task = model.low_res_task(small, *model.frame_shape[1:])
+        yield sample_frames(model, batch, own_seeds, task=task, batch_size=batch_size)

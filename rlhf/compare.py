@@ -1,0 +1,363 @@
+"""Is the generator better than it was? Same prompts, same noise, before and after, with an interval on every difference.
+
+Prompts, seeds, weights, margins and checks are fixed in the config before anything is measured. Every number is a mean over
+prompts of the paired difference (seeds of one prompt are averaged first), with a percentile bootstrap over prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, PositiveInt
+
+from reelhf.config import Config
+
+if TYPE_CHECKING:
+    import torch
+    from numpy import ndarray
+    from torch import Tensor
+
+    from rewards.composite import CompositeReward
+
+Gold = Callable[["Tensor", str, float], Mapping[str, float]]
+"""(frames [3, F, H, W], prompt, fps) -> a value in [0, 1] per gold dimension, and "motion_amplitude"."""
+COMPARISON_VERSION = 1
+AMPLITUDE = "motion/amplitude"
+"""Mean absolute difference of neighbouring frames: no gold and no reward, so it exists for real clips too."""
+
+
+class CompareConfig(Config):
+    """What is measured and what must be shown, stated beforehand."""
+
+    seeds_per_prompt: PositiveInt = 2
+    """Clips per prompt, before and after; averaged before anything is compared."""
+    seed: int = 77
+    """First noise seed; no other stage uses seeds of this range."""
+    resamples: PositiveInt = 4000
+    """Bootstrap resamples over prompts."""
+    confidence: float = Field(0.95, gt=0, lt=1)
+    """Width of every two-sided interval."""
+    must_rise: tuple[str, ...] = ()
+    """Measures whose interval must lie above zero, such as "reward/motion_quality" or "gold/composite"."""
+    must_not_fall: dict[str, float] = Field(default_factory=dict)
+    """Measure -> non-inferiority margin in its own unit: the interval must lie above minus the margin."""
+    must_not_fall_fraction: dict[str, float] = Field(default_factory=dict)
+    """The same with the margin as a fraction of the mean before."""
+    num_pairs: PositiveInt = 8
+    """Prompts whose clips are written as before/after videos, evenly spread over the prompts."""
+    batch_size: PositiveInt = 32
+    """Clips sampled and scored at once."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(
+    differences: Sequence[float], *, resamples: int = 4000, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Mean of paired differences with a percentile interval from resampling the pairs.
+
+    Args:
+        differences: one per prompt, finite, at least two.
+    Source: Efron & Tibshirani (1993), ch. 13.
+    """
+    import numpy as np
+
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        raise ValueError(
+            f"expected at least two finite differences in one row, got shape {values.shape}"
+        )
+    draws = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values[draws].mean(1), [tail, 1 - tail])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def compare(
+    config: CompareConfig,
+    *,
+    before: Path,
+    after: Path,
+    prompts: Sequence[str],
+    rewards: Path,
+    held_out: Path,
+    weights: Mapping[str, float],
+    low_res_generator: Path | None,
+    gold: Gold | None,
+    out: Path,
+) -> Path:
+    """Sample both generators on the same prompts and noise, measure, and write `out/comparison.json` and clip pairs.
+
+    Args:
+        before, after: generator folders of one role.
+        prompts: prompts that nothing was trained or selected on.
+        weights: reward dimension -> weight of the composite, those of the training run.
+        low_res_generator: what makes the refiner's input, the same for both; None for a base.
+        gold: ground truth where it exists; None for real clips, whose gold checks are then "not measured".
+    Returns: `out`.
+    """
+    from generator.checkpoint import load_generator
+    from rewards.composite import load_composite
+
+    scorers = {
+        "reward": load_composite(rewards, weights),
+        "held_out": load_composite(held_out, weights),
+    }
+    low_res = None if low_res_generator is None else load_generator(low_res_generator)
+    repeated = [prompt for prompt in prompts for _ in range(config.seeds_per_prompt)]
+    seeds = [config.seed * 1_000_000 + index for index in range(len(repeated))]
+    chosen = [
+        len(prompts) * i // config.num_pairs for i in range(min(config.num_pairs, len(prompts)))
+    ]
+    keep = {index * config.seeds_per_prompt: number for number, index in enumerate(chosen)}
+    out.mkdir(parents=True, exist_ok=True)
+    sides = {}
+    for side, folder in (("before", before), ("after", after)):
+        sides[side] = _measure_generator(
+            config,
+            load_generator(folder),
+            low_res,
+            repeated,
+            seeds,
+            scorers,
+            gold,
+            keep,
+            out / "pairs",
+            side,
+        )
+    per_prompt = {
+        name: {side: _prompt_means(sides[side][name], config.seeds_per_prompt) for side in sides}
+        for name in sides["before"]
+    }
+    measures = {name: _difference(config, values) for name, values in per_prompt.items()}
+    report = {
+        "schema_version": COMPARISON_VERSION,
+        "role": load_generator(after).role,
+        "num_prompts": len(prompts),
+        "seeds_per_prompt": config.seeds_per_prompt,
+        "resamples": config.resamples,
+        "confidence": config.confidence,
+        "weights": dict(weights),
+        "has_gold": gold is not None,
+        "measures": measures,
+        "checks": run_checks(config, measures, has_gold=gold is not None),
+        "pairs": [
+            {
+                "prompt": prompts[index],
+                "seed": seeds[index * config.seeds_per_prompt],
+                "before": f"pairs/{number:02d}_before.mp4",
+                "after": f"pairs/{number:02d}_after.mp4",
+                "measures": {
+                    name: [
+                        sides[side][name][index * config.seeds_per_prompt]
+                        for side in ("before", "after")
+                    ]
+                    for name in per_prompt
+                },
+            }
+            for number, index in enumerate(chosen)
+        ],
+        "prompts": list(prompts),
+        "per_prompt": per_prompt,
+    }
+    (out / "comparison.json").write_text(json.dumps(_finite(report), indent=1, ensure_ascii=False))
+    return out
+
+
+def _measure_generator(
+    config: CompareConfig,
+    model: Any,
+    low_res: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    scorers: Mapping[str, CompositeReward],
+    gold: Gold | None,
+    keep: Mapping[int, int],
+    folder: Path,
+    side: str,
+) -> dict[str, list[float]]:
+    """Every measure of every clip of one generator, in order; NaN where a reward called a clip invalid."""
+    from reelhf.progress import track
+    from reelhf.video import write_video
+    from rlhf.candidates import sample_clips
+
+    columns: dict[str, list[float]] = {}
+    batches = sample_clips(model, prompts, seeds, low_res=low_res, batch_size=config.batch_size)
+    start = 0
+    total = math.ceil(len(prompts) / config.batch_size)
+    for frames in track(batches, label=f"{model.role} {side}", total=total):  # [B, 3, F, H, W]
+        own = prompts[start : start + len(frames)]
+        for name, values in measure_clips(frames, own, model.fps, scorers, gold).items():
+            columns.setdefault(name, []).extend(values)
+        for offset, clip in enumerate(frames):
+            if start + offset in keep:
+                write_video(folder / f"{keep[start + offset]:02d}_{side}.mp4", clip, model.fps)
+        start += len(frames)
+    return columns
+
+
+def measure_clips(
+    frames: Tensor,
+    prompts: Sequence[str],
+    fps: float,
+    scorers: Mapping[str, CompositeReward],
+    gold: Gold | None,
+) -> dict[str, list[float]]:
+    """Measures per clip of a batch [B, 3, F, H, W]: rewards in units of their frozen spread, unbounded, and gold."""
+    import torch
+
+    columns: dict[str, list[float]] = {}
+    for scorer_name, scorer in scorers.items():
+        with torch.no_grad():
+            scores = scorer.score(frames, fps=fps, prompts=list(prompts))
+        z = standardised(scorer, scores.values)
+        for column, dimension in enumerate(scores.dimensions):
+            columns[f"{scorer_name}/{dimension}"] = z[:, column].tolist()
+        total = scores.total.masked_fill(~scores.valid, float("nan"))
+        columns[f"{scorer_name}/total"] = total.tolist()
+    if gold is not None:
+        from generator.toygold import composite
+
+        measured = [gold(clip, prompt, fps) for clip, prompt in zip(frames, prompts, strict=True)]
+        for name in measured[0]:
+            columns[f"gold/{name}"] = [float(one[name]) for one in measured]
+        columns["gold/composite"] = [float(composite(one)) for one in measured]
+    columns[AMPLITUDE] = frames.diff(dim=2).abs().flatten(1).mean(1).tolist()
+    return columns
+
+
+def standardised(scorer: CompositeReward, values: torch.Tensor) -> torch.Tensor:
+    """Raw logits [B, D] -> (value - mean) / std with each model's frozen statistics."""
+    import torch
+
+    mean = torch.cat([model.mean for model in scorer.models])  # type: ignore[arg-type]
+    std = torch.cat([model.std for model in scorer.models])  # type: ignore[arg-type]
+    return (values - mean) / std
+
+
+def run_checks(
+    config: CompareConfig, measures: Mapping[str, Mapping], *, has_gold: bool
+) -> list[dict]:
+    """Each stated check with its number, interval, threshold and status: "pass", "fail" or "not_measured"."""
+    rules = [(name, "rises", 0.0) for name in config.must_rise]
+    rules += [(name, "does_not_fall", -margin) for name, margin in config.must_not_fall.items()]
+    rules += [
+        (
+            name,
+            "does_not_fall",
+            -fraction * abs(measures[name]["before"]) if name in measures else 0.0,
+        )
+        for name, fraction in config.must_not_fall_fraction.items()
+    ]
+    checks = []
+    for name, rule, threshold in rules:
+        measure = measures.get(name)
+        if measure is None:
+            if has_gold or not name.startswith("gold/"):
+                raise ValueError(f"the checks name '{name}'; measured were {', '.join(measures)}")
+            checks.append(
+                {
+                    "measure": name,
+                    "rule": rule,
+                    "status": "not_measured",
+                    "reason": "real clips have no gold",
+                }
+            )
+            continue
+        status = "pass" if measure["low"] > threshold else "fail"
+        interval = {key: measure[key] for key in ("before", "after", "difference", "low", "high")}
+        checks.append(
+            {"measure": name, "rule": rule, "threshold": threshold, "status": status} | interval
+        )
+    return checks
+
+
+def _prompt_means(values: Sequence[float], seeds_per_prompt: int) -> list[float]:
+    """Mean over the seeds of each prompt, without invalid clips; NaN where all were invalid."""
+    import numpy as np
+
+    table: ndarray = np.asarray(values, dtype=np.float64).reshape(-1, seeds_per_prompt)
+    return [
+        float(row[np.isfinite(row)].mean()) if np.isfinite(row).any() else math.nan for row in table
+    ]
+
+
+def _difference(config: CompareConfig, values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Mean before, after and difference over the prompts valid on both sides, with its interval and their count."""
+    pairs = [
+        (b, a)
+        for b, a in zip(values["before"], values["after"], strict=True)
+        if math.isfinite(b) and math.isfinite(a)
+    ]
+    if len(pairs) < 2:
+        return {
+            "before": math.nan,
+            "after": math.nan,
+            "difference": math.nan,
+            "low": -math.inf,
+            "high": math.inf,
+            "n": 0,
+        }
+    interval = paired_bootstrap(
+        [a - b for b, a in pairs],
+        resamples=config.resamples,
+        confidence=config.confidence,
+        seed=config.seed,
+    )
+    before, after = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
+    return {
+        "before": before,
+        "after": after,
+        "difference": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "n": len(pairs),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The same structure with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def gold_curve(run: Path, gold: Gold, *, fps: float) -> list[dict]:
+    """Gold of the validation samples that a finished run saved, per step: [{"step", "gold/<dimension>": mean, ..., "n"}].
+
+    Read back from the run's mp4 files after training, so no training or selection step can have seen it.
+    """
+    from generator.toygold import composite
+    from reelhf.video import read_video
+
+    rows = []
+    for step_folder in sorted((run / "samples").glob("step_*")):
+        prompts = json.loads((step_folder / "prompts.json").read_text())
+        measured = []
+        for path, prompt in zip(sorted(step_folder.glob("*.mp4")), prompts, strict=True):
+            frames, _ = read_video(path)
+            one = dict(gold(frames.float() / 255, prompt, fps))
+            measured.append(one | {"composite": composite(one)})
+        if measured:
+            means = {
+                f"gold/{name}": sum(one[name] for one in measured) / len(measured)
+                for name in measured[0]
+            }
+            rows.append({"step": int(step_folder.name.split("_")[1]), "n": len(measured)} | means)
+    return rows

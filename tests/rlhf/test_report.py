@@ -1,0 +1,248 @@
+"""The report page: everything it shows comes from the loop's own files, and nothing from outside the page."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from reelhf.errors import UserError
+from reelhf.video import write_video
+from rlhf.report import (
+    RECORD,
+    LoopRecord,
+    curve_names,
+    kept_step,
+    render_page,
+    reward_series,
+    write_report,
+)
+
+DIMENSIONS = ("prompt_following", "structural_stability", "motion_quality", "aesthetic_quality")
+
+
+def write_example_loop(folder: Path, *, gold: bool = True, size: int = 32) -> Path:
+    """A small finished loop with made-up numbers, in the very files a real one leaves."""
+    rng = random.Random(0)
+    for run in ("base", "refiner"):
+        _write_run(folder / f"rlhf_{run}", rng)
+        _write_comparison(folder / f"compare_{run}", run, gold, size)
+        if gold:
+            (folder / f"gold_{run}").mkdir(parents=True)
+            rows = [
+                {
+                    "step": step,
+                    "n": 8,
+                    **{f"gold/{d}": 0.5 + step / 100 for d in (*DIMENSIONS, "composite")},
+                }
+                for step in (0, 10, 20)
+            ]
+            (folder / f"gold_{run}" / "gold_curve.json").write_text(json.dumps(rows))
+    for name in ("rewards_evaluation", "held_out_evaluation"):
+        (folder / name).mkdir()
+        one = {
+            "accuracy": 0.78,
+            "low": 0.71,
+            "high": 0.84,
+            "n": 211,
+            "chance": 0.5,
+            "stage_identity": 0.5,
+        }
+        one |= {"sharpness": 0.56, "ceiling": 0.86}
+        (folder / name / "evaluation.json").write_text(
+            json.dumps({"dimensions": dict.fromkeys(DIMENSIONS, one)})
+        )
+    record = {
+        "schema_version": 1,
+        "title": "One round of the loop, toy world",
+        "created": "2026-01-01 12:00",
+        "machine": "2 CPU cores",
+        "commit": "abc1234",
+        "command": "reelhf demo --preset standard",
+        "config": "preset: standard\n",
+        "notes": [],
+        "total_budget_seconds": 1200,
+        "annotation": {
+            "judgments": 960,
+            "annotators": 8,
+            "summary": "Simulated annotators over HTTP.",
+            "facts": [["tasks", 120], ["slot chi-square p", 0.4]],
+        },
+        "generator_facts": [["VAE PSNR", "31.2 dB", "whole frames, held-out clips"]],
+        "stages": [
+            {
+                "name": n,
+                "seconds": s,
+                "budget": b,
+                "cached": False,
+                "attempts": 1,
+                "peak_bytes": 2.1e9,
+            }
+            for n, s, b in (("vae", 55.0, 60.0), ("base", 252.0, 240.0), ("rewards", 90.0, None))
+        ],
+        "artefacts": {
+            **{
+                f"{kind}_{run}": f"{kind}_{run}"
+                for kind in ("rlhf", "compare")
+                for run in ("base", "refiner")
+            },
+            **({f"gold_{run}": f"gold_{run}" for run in ("base", "refiner")} if gold else {}),
+            "rewards_evaluation": "rewards_evaluation",
+            "held_out_evaluation": "held_out_evaluation",
+        },
+    }
+    (folder / RECORD).write_text(json.dumps(record))
+    return folder
+
+
+def _write_run(run: Path, rng: random.Random) -> None:
+    run.mkdir(parents=True)
+    lines = []
+    for step in range(31):
+        row = {"step": step, "attempt": 1}
+        for dimension in (*DIMENSIONS, "total"):
+            row[f"reward/{dimension}"] = step / 30 + rng.gauss(0, 0.2)
+            if step % 10 == 0:
+                row[f"validation/reward/{dimension}"] = step / 30
+                row[f"validation/held_out/{dimension}"] = step / 45
+        lines.append(json.dumps(row))
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (run / "best").mkdir()
+    (run / "best" / "best.json").write_text(json.dumps({"step": 20}))
+
+
+def _write_comparison(folder: Path, run: str, gold: bool, size: int) -> None:
+    folder.mkdir(parents=True)
+    frames = torch.rand(3, 5, size, size)
+    for side in ("before", "after"):
+        write_video(folder / "pairs" / f"00_{side}.mp4", frames, 8.0)
+    checks = [
+        {"measure": "reward/total", "rule": "rises", "threshold": 0.0, "status": "pass"}
+        | {"before": 0.1, "after": 0.5, "difference": 0.4, "low": 0.3, "high": 0.5},
+        {
+            "measure": "reward/motion_quality",
+            "rule": "does_not_fall",
+            "threshold": -0.1,
+            "status": "fail",
+        }
+        | {"before": 0.1, "after": 0.0, "difference": -0.1, "low": -0.2, "high": 0.02},
+        {
+            "measure": "gold/composite",
+            "rule": "rises",
+            "status": "not_measured",
+            "reason": "real clips have no gold",
+        },
+    ]
+    if gold:
+        checks[2] = checks[0] | {
+            "measure": "gold/composite",
+            "difference": 0.04,
+            "low": 0.02,
+            "high": 0.06,
+        }
+    measures = {
+        "held_out/total": {
+            "before": 0.0,
+            "after": 0.2,
+            "difference": 0.2,
+            "low": 0.1,
+            "high": 0.3,
+            "n": 64,
+        }
+    }
+    main = "gold/composite" if gold else "held_out/total"
+    pair = {
+        "prompt": "A red <ring>.",
+        "seed": 7,
+        "before": "pairs/00_before.mp4",
+        "after": "pairs/00_after.mp4",
+    }
+    comparison = {
+        "schema_version": 1,
+        "role": run,
+        "num_prompts": 64,
+        "seeds_per_prompt": 2,
+        "resamples": 4000,
+        "confidence": 0.95,
+        "has_gold": gold,
+        "measures": measures,
+        "checks": checks,
+        "pairs": [pair | {"measures": {main: [0.4, 0.6]}}],
+    }
+    (folder / "comparison.json").write_text(json.dumps(comparison))
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path):
+    page = write_report(write_example_loop(tmp_path / "loop")).read_text()
+    references = re.findall(r"(?:src|href|url)\s*[=(]\s*['\"]?([^'\")\s>]+)", page)
+    assert references
+    assert all(ref.startswith(("data:", "#")) for ref in references)
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+
+
+def test_every_curve_of_both_runs_is_drawn(tmp_path):
+    page = write_report(write_example_loop(tmp_path / "loop")).read_text()
+    # per run: four dimensions and the composite, once as rewards and once as gold
+    assert page.count('class="chart"') == 2 * 2 * 5
+    assert page.count("<video") == 4
+
+
+def test_a_failed_check_is_said_at_the_top(tmp_path):
+    page = write_report(write_example_loop(tmp_path / "loop")).read_text()
+    assert "4 of 6" in page
+    assert "Not shown by this run: base: Motion quality (reward)" in page
+
+
+def test_a_loop_without_gold_says_so_and_draws_none(tmp_path):
+    page = write_report(write_example_loop(tmp_path / "loop", gold=False)).read_text()
+    assert "real clips have no ground truth" in page
+    assert page.count("not measured") == 2
+    assert page.count('class="chart"') == 2 * 5
+
+
+def test_prompts_are_text_not_markup(tmp_path):
+    page = write_report(write_example_loop(tmp_path / "loop")).read_text()
+    assert "A red &lt;ring&gt;." in page
+
+
+def test_a_folder_without_a_loop_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"holds no loop\.json"):
+        write_report(tmp_path)
+
+
+def test_a_record_of_another_version_is_refused(tmp_path):
+    (tmp_path / RECORD).write_text(json.dumps({"schema_version": 99}))
+    with pytest.raises(UserError, match="version 99"):
+        LoopRecord.read(tmp_path)
+
+
+def test_curves_are_split_into_training_validation_and_held_out():
+    rows = [
+        {
+            "step": 0,
+            "reward/total": 0.1,
+            "validation/reward/total": 0.2,
+            "validation/held_out/total": 0.3,
+        }
+    ]
+    assert curve_names(rows, "reward") == ["total"]
+    assert [s.points for s in reward_series(rows, "total")] == [[(0, 0.1)], [(0, 0.2)], [(0, 0.3)]]
+
+
+def test_the_kept_step_is_read_from_the_run(tmp_path):
+    assert kept_step(tmp_path) is None
+    (tmp_path / "best.json").write_text('{"step": 12}')
+    assert kept_step(tmp_path) == 12
+
+
+def test_page_lists_stage_seconds_against_the_budget(tmp_path):
+    page = render_page(LoopRecord.read(write_example_loop(tmp_path / "loop")))
+    row = re.search(r"<tr><td>base</td>.*?</tr>", page, re.S)
+    assert row
+    assert "fail" in row[0]
+    assert "252.0" in row[0]
