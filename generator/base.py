@@ -74,7 +74,9 @@ class SamplerSpec:
         sigmas = tuple(float(sigma) for sigma in self.sigmas)
         descending = all(high > low for high, low in zip(sigmas, sigmas[1:], strict=False))
         if len(sigmas) < 2 or sigmas[0] != 1.0 or sigmas[-1] != 0.0 or not descending:
-            raise UserError(f"sampler sigmas {sigmas}; expected a strictly descending list from 1.0 to 0.0")
+            raise UserError(
+                f"sampler sigmas {sigmas}; expected a strictly descending list from 1.0 to 0.0"
+            )
         object.__setattr__(self, "sigmas", sigmas)
 
     @property
@@ -94,7 +96,9 @@ class Condition:
     def __len__(self) -> int:
         return self.embeds.shape[0]
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Condition:
         return Condition(self.embeds.to(device=device, dtype=dtype), self.mask.to(device=device))
 
     def __getitem__(self, index: slice | Sequence[int] | Tensor | int) -> Condition:
@@ -116,7 +120,9 @@ class Condition:
 
         longest = max(c.embeds.shape[1] for c in conditions)
         return Condition(
-            torch.cat([F.pad(c.embeds, (0, 0, 0, longest - c.embeds.shape[1])) for c in conditions]),
+            torch.cat(
+                [F.pad(c.embeds, (0, 0, 0, longest - c.embeds.shape[1])) for c in conditions]
+            ),
             torch.cat([F.pad(c.mask, (0, longest - c.mask.shape[1])) for c in conditions]),
         )
 
@@ -135,7 +141,9 @@ class Task:
     def __len__(self) -> int:
         return self.condition_latents.shape[0]
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Task:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Task:
         low_res = self.low_res_latents
         return Task(
             self.condition_latents.to(device=device, dtype=dtype),
@@ -155,7 +163,9 @@ class Task:
         import torch
 
         low_res = [task.low_res_latents for task in tasks]
-        if any(latents is None for latents in low_res) and any(latents is not None for latents in low_res):
+        if any(latents is None for latents in low_res) and any(
+            latents is not None for latents in low_res
+        ):
             raise ValueError("cannot join tasks with and without low-resolution latents")
         return Task(
             torch.cat([task.condition_latents for task in tasks]),

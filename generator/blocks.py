@@ -32,38 +32,42 @@ class Mlp(nn.Module):
 class HeadProjection(nn.Module):
     """QKV with per-head RMS norm of queries and keys, and the output projection, of one modality."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(self, width: int, num_heads: int, *, read_only: bool = False) -> None:
+        """`read_only`: keys and values, no queries and no output."""
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width)
-        self.norm_q = nn.RMSNorm(width // num_heads, eps=1e-6)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
         self.norm_k = nn.RMSNorm(width // num_heads, eps=1e-6)
+        self.q = None if read_only else nn.Linear(width, width, bias=False)
+        self.norm_q = None if read_only else nn.RMSNorm(width // num_heads, eps=1e-6)
+        self.out = None if read_only else nn.Linear(width, width)
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., N, width] -> q, k, v each [..., heads, N, head_dim]."""
-        q, k, v = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
-            for part in self.qkv(x).chunk(3, dim=-1)
-        )
-        return self.norm_q(q), self.norm_k(k), v
+    def heads(self, x: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """x [..., N, width] -> q, k, v each [..., heads, N, head_dim]; q is None where there are no queries."""
+        k, v = (self._split(part) for part in self.kv(x).chunk(2, dim=-1))
+        q = None if self.q is None else self.norm_q(self._split(self.q(x)))
+        return q, self.norm_k(k), v
 
     def join(self, x: Tensor) -> Tensor:
         """[..., heads, N, head_dim] -> [..., N, width]."""
         return self.out(x.transpose(-2, -3).flatten(-2))
 
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
+
 
 class Modulation(nn.Module):
-    """This layer's own table added to the shared modulation: (shift, scale, gate) for attention and for the MLP."""
+    """A layer's own table on top of the shared modulation: (shift, scale, gate) for attention, then for the MLP."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, num_vectors: int = 6) -> None:
         super().__init__()
-        table = torch.zeros(6, width)
-        table[2], table[5] = 1.0, 1.0  # gates start open: every layer learns from the first step
+        table = torch.zeros(num_vectors, width)
+        table[2::3] = 1.0  # gates start open: every layer learns from the first step
         self.table = nn.Parameter(table)
 
     def forward(self, shared: Tensor) -> tuple[Tensor, ...]:
-        """shared [..., 6, width] -> six tensors [..., 1, width] that broadcast over tokens."""
+        """shared [..., 6, width] -> the tensors [..., 1, width], which broadcast over tokens."""
+        shared = shared[..., : len(self.table), :]
         return (shared + self.table).unsqueeze(-3).unbind(-2)
 
 
@@ -73,14 +77,29 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class SpatialBlock(nn.Module):
-    """Attention within each frame, jointly with the text. The text is computed once per layer, its outputs averaged over frames."""
+    """Attention within each frame, jointly with the text.
 
-    def __init__(self, width: int, num_heads: int, mlp_ratio: float, text_mlp_ratio: float) -> None:
+    The text is computed once per layer and its outputs are averaged over frames (as SeedVR does over windows).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        text_mlp_ratio: float,
+        *,
+        text_is_read_only: bool = False,
+    ) -> None:
+        """`text_is_read_only`: the last layer's text has no reader, so it gives keys and values and is not updated."""
         super().__init__()
-        self.vision_modulation, self.text_modulation = Modulation(width), Modulation(width)
+        self.text_is_read_only = text_is_read_only
+        self.vision_modulation = Modulation(width)
         self.vision_attention = HeadProjection(width, num_heads)
-        self.text_attention = HeadProjection(width, num_heads)
-        self.vision_mlp, self.text_mlp = Mlp(width, mlp_ratio), Mlp(width, text_mlp_ratio)
+        self.vision_mlp = Mlp(width, mlp_ratio)
+        self.text_modulation = Modulation(width, 2 if text_is_read_only else 6)
+        self.text_attention = HeadProjection(width, num_heads, read_only=text_is_read_only)
+        self.text_mlp = None if text_is_read_only else Mlp(width, text_mlp_ratio)
 
     def forward(
         self,
@@ -101,30 +120,36 @@ class SpatialBlock(nn.Module):
         """
         batch, frames, positions, _ = vision.shape
         length = text.shape[1]
-        v_shift, v_scale, v_gate, v_shift2, v_scale2, v_gate2 = self.vision_modulation(vision_shared)
-        t_shift, t_scale, t_gate, t_shift2, t_scale2, t_gate2 = self.text_modulation(text_shared)
+        v_shift, v_scale, v_gate, v_shift2, v_scale2, v_gate2 = self.vision_modulation(
+            vision_shared
+        )
+        t_shift, t_scale, *t_rest = self.text_modulation(text_shared)
 
         # queries, keys and values: [B, T, heads, S, d] of the frames, [B, heads, L, d] of the text
         vq, vk, vv = self.vision_attention.heads(modulate(vision, v_shift, v_scale))
         tq, tk, tv = self.text_attention.heads(modulate(text, t_shift, t_scale))
         vq, vk = (apply_rope(x, vision_angles.unsqueeze(2)) for x in (vq, vk))
-        tq, tk = (apply_rope(x, text_angles) for x in (tq, tk))
+        tk = apply_rope(tk, text_angles)
 
-        # every frame sees the text: [B, T, heads, L + S, d]
+        # every frame sees the text: [B * T, heads, L + S, d]
         def beside(of_text: Tensor, of_vision: Tensor) -> Tensor:
             repeated = of_text.unsqueeze(1).expand(-1, frames, -1, -1, -1)
             return torch.cat((repeated, of_vision), dim=3).flatten(0, 1)
 
+        queries = vq.flatten(0, 1) if tq is None else beside(apply_rope(tq, text_angles), vq)
         mask = F.pad(text_mask, (0, positions), value=True)[:, None, None, None, :]
         mask = mask.expand(-1, frames, -1, -1, -1).flatten(0, 1)  # [B * T, 1, 1, L + S]
         attended = F.scaled_dot_product_attention(
-            beside(tq, vq), beside(tk, vk), beside(tv, vv), attn_mask=mask
+            queries, beside(tk, vk), beside(tv, vv), attn_mask=mask
         ).unflatten(0, (batch, frames))
-        of_text, of_vision = attended.split((length, positions), dim=3)
 
+        of_vision = attended[:, :, :, -positions:]
         vision = vision + v_gate * self.vision_attention.join(of_vision)
         vision = vision + v_gate2 * self.vision_mlp(modulate(vision, v_shift2, v_scale2))
-        text = text + t_gate * self.text_attention.join(of_text.mean(dim=1))
+        if self.text_mlp is None:
+            return vision, text
+        t_gate, t_shift2, t_scale2, t_gate2 = t_rest
+        text = text + t_gate * self.text_attention.join(attended[:, :, :, :length].mean(dim=1))
         text = text + t_gate2 * self.text_mlp(modulate(text, t_shift2, t_scale2))
         return vision, text
 

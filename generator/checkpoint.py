@@ -42,7 +42,9 @@ class DiTGenerator:
     def __post_init__(self) -> None:
         self.spec.check(*self.frame_shape)
         if (self.role == "refiner") != self.denoiser.config.low_res:
-            raise ValueError(f"role '{self.role}' with a denoiser of low_res={self.denoiser.config.low_res}")
+            raise ValueError(
+                f"role '{self.role}' with a denoiser of low_res={self.denoiser.config.low_res}"
+            )
         self.vae.requires_grad_(False)
         self.text.requires_grad_(False)
 
@@ -87,7 +89,13 @@ class DiTGenerator:
             condition = Condition.cat((condition, condition.dropped()))
             task = Task.cat((task, task))
         low_res = () if task.low_res_latents is None else (task.low_res_latents,)
-        inputs = (condition.embeds, condition.mask, task.condition_latents, task.condition_mask, *low_res)
+        inputs = (
+            condition.embeds,
+            condition.mask,
+            task.condition_latents,
+            task.condition_mask,
+            *low_res,
+        )
         if features:
             return denoiser(noisy, sigma, *inputs, features=tuple(features))
         velocity = denoiser(noisy, sigma, *inputs).float()
@@ -103,7 +111,9 @@ class DiTGenerator:
 
     def image_task(self, first_frames: Tensor, num_frames: int, height: int, width: int) -> Task:
         if first_frames.shape[-2:] != (height, width):
-            raise ValueError(f"first frames {tuple(first_frames.shape[-2:])} for clips of {(height, width)}")
+            raise ValueError(
+                f"first frames {tuple(first_frames.shape[-2:])} for clips of {(height, width)}"
+            )
         task = self.text_to_video_task(len(first_frames), num_frames, height, width)
         latents, mask = task.condition_latents, task.condition_mask
         latents[:, :, :1] = self.encode(first_frames.unsqueeze(2))
@@ -113,7 +123,9 @@ class DiTGenerator:
     @torch.no_grad()
     def low_res_task(self, low_res_frames: Tensor, height: int, width: int) -> Task:
         if self.role != "refiner":
-            raise ValueError("low-resolution latents are an input of a refiner; this is a base generator")
+            raise ValueError(
+                "low-resolution latents are an input of a refiner; this is a base generator"
+            )
         num_frames = low_res_frames.shape[2]
         upsampled = upsample_frames(low_res_frames.to(self.device), height, width)
         task = self.text_to_video_task(len(low_res_frames), num_frames, height, width)
@@ -123,7 +135,8 @@ class DiTGenerator:
         return [
             name
             for name, module in self.denoiser.named_modules()
-            if isinstance(module, nn.Linear) and name.endswith((".qkv", ".out", ".up", ".down"))
+            if isinstance(module, nn.Linear)
+            and name.endswith((".q", ".kv", ".out", ".up", ".down"))
         ]
 
     def save(self, directory: Path) -> None:
@@ -142,7 +155,10 @@ class DiTGenerator:
             "fps": self.fps,
         }
         (directory / "generator.json").write_text(json.dumps(card, indent=2) + "\n")
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.denoiser.state_dict().items()}
+        weights = {
+            name: value.detach().cpu().contiguous()
+            for name, value in self.denoiser.state_dict().items()
+        }
         save_file(weights, directory / "denoiser.safetensors")
         self.vae.save(directory / "vae")
         self.text.save(directory / "text")
@@ -153,7 +169,9 @@ def upsample_frames(frames: Tensor, height: int, width: int) -> Tensor:
     """Frames [B, 3, F, h, w] -> [B, 3, F, height, width], bicubic per frame, clamped to [0, 1]."""
     batch, num_frames = frames.shape[0], frames.shape[2]
     flat = frames.transpose(1, 2).flatten(0, 1)
-    flat = F.interpolate(flat, size=(height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+    flat = F.interpolate(flat, size=(height, width), mode="bicubic", align_corners=False).clamp(
+        0, 1
+    )
     return flat.unflatten(0, (batch, num_frames)).transpose(1, 2)
 
 

@@ -49,7 +49,9 @@ class DiTConfig(Config):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> DiTConfig:
         if self.width % self.num_heads or self.width // self.num_heads < 6:
-            raise ValueError(f"width {self.width} over {self.num_heads} heads: expected a whole number of at least 6")
+            raise ValueError(
+                f"width {self.width} over {self.num_heads} heads: expected a whole number of at least 6"
+            )
         return self
 
 
@@ -69,7 +71,9 @@ class DiT(nn.Module):
         self.config = config
         width, heads = config.width, config.num_heads
         self.input = nn.Linear(2 * config.channels + 1, width)
-        self.low_res_input = nn.Linear(config.channels, width, bias=False) if config.low_res else None
+        self.low_res_input = (
+            nn.Linear(config.channels, width, bias=False) if config.low_res else None
+        )
         self.text_norm = nn.RMSNorm(config.text_width, eps=1e-6)
         self.text_input = nn.Linear(config.text_width, width)
         self.pooled_text_input = nn.Linear(config.text_width, width)
@@ -77,8 +81,14 @@ class DiT(nn.Module):
         self.vision_modulation = nn.Linear(width, 6 * width)
         self.text_modulation = nn.Linear(width, 6 * width)
         self.spatial = nn.ModuleList(
-            SpatialBlock(width, heads, config.mlp_ratio, config.text_mlp_ratio)
-            for _ in range(config.num_pairs)
+            SpatialBlock(
+                width,
+                heads,
+                config.mlp_ratio,
+                config.text_mlp_ratio,
+                text_is_read_only=index == config.num_pairs - 1,
+            )
+            for index in range(config.num_pairs)
         )
         self.temporal = nn.ModuleList(
             TemporalBlock(width, heads, config.mlp_ratio, config.window, shifted=index % 2 == 1)
@@ -97,7 +107,9 @@ class DiT(nn.Module):
         depth = 2 * self.config.num_pairs
         for block in (*self.spatial, *self.temporal):
             for name, module in block.named_modules():
-                if name.endswith((".out", ".down")):  # residual branches start small: variance 1 / depth (GPT-2)
+                if name.endswith(
+                    (".out", ".down")
+                ):  # residual branches start small: variance 1 / depth (GPT-2)
                     module.weight.data.mul_(1 / math.sqrt(2 * depth))
         zero = (self.vision_modulation, self.text_modulation, self.output_modulation, self.output)
         for module in (*zero, *((self.low_res_input,) if self.low_res_input is not None else ())):
@@ -125,7 +137,9 @@ class DiT(nn.Module):
         """
         if (low_res_latents is None) != (self.low_res_input is None):
             state = "missing" if low_res_latents is None else "given"
-            raise ValueError(f"low_res_latents are {state}; this denoiser has low_res={self.config.low_res}")
+            raise ValueError(
+                f"low_res_latents are {state}; this denoiser has low_res={self.config.low_res}"
+            )
         batch, _, frames, height, width = noisy.shape
         dtype = self.input.weight.dtype
 
@@ -134,7 +148,9 @@ class DiT(nn.Module):
         vision = self.input(stacked.permute(0, 2, 3, 4, 1).flatten(2, 3))
         if self.low_res_input is not None:
             assert low_res_latents is not None
-            vision = vision + self.low_res_input(low_res_latents.to(dtype).permute(0, 2, 3, 4, 1).flatten(2, 3))
+            vision = vision + self.low_res_input(
+                low_res_latents.to(dtype).permute(0, 2, 3, 4, 1).flatten(2, 3)
+            )
         normed = self.text_norm(embeds.to(dtype))
         text = self.text_input(normed)  # [B, L, width]
 
@@ -143,7 +159,9 @@ class DiT(nn.Module):
         pooled = (normed * mask[..., None]).sum(1) / lengths.clamp(min=1)[:, None]
         per_frame = sigma[:, None].expand(-1, frames) if sigma.ndim == 1 else sigma
         vector = self.sigma_mlp(sigma_embedding(per_frame, self.config.width).to(dtype))
-        vector = nn.functional.silu(vector + self.pooled_text_input(pooled)[:, None])  # [B, T, width]
+        vector = nn.functional.silu(
+            vector + self.pooled_text_input(pooled)[:, None]
+        )  # [B, T, width]
         vision_shared = self.vision_modulation(vector).unflatten(-1, (6, -1))
         text_shared = self.text_modulation(vector.mean(dim=1)).unflatten(-1, (6, -1))
 
@@ -151,8 +169,12 @@ class DiT(nn.Module):
         grid = grid_positions(frames, height, width, noisy.device)
         head_dim, theta = self.config.width // self.config.num_heads, self.config.rope_theta
         grid_angles = rope_angles(grid, head_dim, theta=theta)
-        vision_angles = rope_angles(video_positions(grid, lengths).flatten(2, 3), head_dim, theta=theta)
-        text_angles = rope_angles(text_positions(embeds.shape[1], noisy.device), head_dim, theta=theta)
+        vision_angles = rope_angles(
+            video_positions(grid, lengths).flatten(2, 3), head_dim, theta=theta
+        )
+        text_angles = rope_angles(
+            text_positions(embeds.shape[1], noisy.device), head_dim, theta=theta
+        )
 
         # 4. Layers.
         hidden: dict[int, Tensor] = {}

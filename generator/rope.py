@@ -20,7 +20,9 @@ def axis_dim(head_dim: int) -> int:
 def rope_angles(positions: Tensor, head_dim: int, *, theta: float) -> Tensor:
     """positions [..., 3] (time, y, x) -> angles fp32 [..., 3 * axis_dim / 2]; the head's remaining channels stay as they are."""
     half = axis_dim(head_dim) // 2
-    frequencies = theta ** (-torch.arange(half, dtype=torch.float32, device=positions.device) / half)
+    frequencies = theta ** (
+        -torch.arange(half, dtype=torch.float32, device=positions.device) / half
+    )
     return (positions.float()[..., None] * frequencies).flatten(-2)
 
 
@@ -34,7 +36,9 @@ def apply_rope(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat((turned.to(x.dtype), rest), dim=-1)
 
 
-def grid_positions(num_frames: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
+def grid_positions(
+    num_frames: int, height: int, width: int, device: torch.device | None = None
+) -> Tensor:
     """(t, y, x) of every latent position, [T, h, w, 3] int64, from zero."""
     axes = (torch.arange(n, device=device) for n in (num_frames, height, width))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)

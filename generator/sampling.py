@@ -49,7 +49,9 @@ def sample_latents(
     sampler = sampler or backbone.sampler
     denoiser = denoiser if denoiser is not None else backbone.denoiser
     if sampler.kind == "renoise" and seeds is None:
-        raise ValueError("a renoise sampler draws fresh noise at each step: pass one seed per sample")
+        raise ValueError(
+            "a renoise sampler draws fresh noise at each step: pass one seed per sample"
+        )
     latents = noise
     for step, (high, low) in enumerate(pairwise(sampler.sigmas)):
         sigma, sigma_next = (latents.new_full((len(latents),), value) for value in (high, low))
@@ -85,7 +87,9 @@ def sample_frames(
 ) -> Tensor:
     """One clip per prompt and seed, [N, 3, F, H, W] clamped to [0, 1]; text-to-video unless a task is given."""
     if len(prompts) != len(seeds):
-        raise ValueError(f"expected one seed per prompt, got {len(prompts)} prompts and {len(seeds)} seeds")
+        raise ValueError(
+            f"expected one seed per prompt, got {len(prompts)} prompts and {len(seeds)} seeds"
+        )
     if task is None and backbone.role == "refiner":
         raise ValueError("a refiner needs a task with low-resolution latents: see low_res_task")
     shape = backbone.spec.latent_shape(*backbone.frame_shape)
@@ -94,7 +98,9 @@ def sample_frames(
         rows = slice(start, start + batch_size)
         condition = backbone.encode_prompts(prompts[rows])
         batch_task = (
-            backbone.text_to_video_task(len(condition), *backbone.frame_shape) if task is None else task[rows]
+            backbone.text_to_video_task(len(condition), *backbone.frame_shape)
+            if task is None
+            else task[rows]
         )
         noise = noise_like(seeds[rows], shape).to(condition.embeds.device)
         latents = sample_latents(

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from generator.blocks import SpatialBlock, TemporalBlock, window_edges, window_map
+from generator.dit import DiT, DiTConfig
+from generator.rope import (
+    apply_rope,
+    axis_dim,
+    grid_positions,
+    rope_angles,
+    text_positions,
+    video_positions,
+)
+
+TINY = DiTConfig(channels=4, width=24, num_heads=2, num_pairs=2, text_width=8)
+
+
+def tiny_inputs(
+    batch: int = 2, frames: int = 3, size: int = 4, length: int = 5
+) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.ones(batch, length, dtype=torch.bool)
+    mask[0, 3:] = False
+    return {
+        "noisy": torch.randn(batch, 4, frames, size, size, generator=generator),
+        "sigma": torch.rand(batch, generator=generator),
+        "embeds": torch.randn(batch, length, 8, generator=generator),
+        "mask": mask,
+        "condition_latents": torch.zeros(batch, 4, frames, size, size),
+        "condition_mask": torch.zeros(batch, 1, frames, size, size),
+    }
+
+
+def randomised(config: DiTConfig) -> DiT:
+    """A DiT whose zero-initialised layers speak too, so that a test sees every path."""
+    torch.manual_seed(0)
+    model = DiT(config)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def test_attention_after_rotation_depends_on_relative_positions_only():
+    """<rope(q, p), rope(k, r)> == <rope(q, p + s), rope(k, r + s)> for shifts s along each axis, in fp32 and from bf16."""
+    head_dim = 32
+    q, k = torch.randn(2, 6, head_dim)
+    at, other = torch.randint(0, 9, (2, 6, 3))
+    for shift in (torch.tensor([7, 0, 0]), torch.tensor([0, 5, 3]), torch.tensor([50, 50, 50])):
+        products = [
+            (
+                apply_rope(q, rope_angles(at + move, head_dim, theta=100.0))
+                * apply_rope(k, rope_angles(other + move, head_dim, theta=100.0))
+            ).sum(-1)
+            for move in (0, shift)
+        ]
+        torch.testing.assert_close(products[0], products[1], rtol=1e-4, atol=1e-4)
+    assert rope_angles(at, head_dim, theta=100.0).dtype == torch.float32
+    assert apply_rope(q.bfloat16(), rope_angles(at, head_dim, theta=100.0)).dtype == torch.bfloat16
+
+
+def test_rotation_keeps_lengths_and_leaves_the_remainder_of_the_head():
+    head_dim = 32  # 10 channels per axis, 2 left over
+    assert axis_dim(head_dim) == 10
+    x = torch.randn(4, head_dim)
+    turned = apply_rope(x, rope_angles(torch.randint(0, 9, (4, 3)), head_dim, theta=100.0))
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(turned[:, 30:], x[:, 30:])
+
+
+def test_text_has_one_id_on_three_axes_and_the_clip_starts_after_it():
+    assert text_positions(3).tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
+    positions = video_positions(grid_positions(2, 1, 2), torch.tensor([3, 7]))
+    assert positions[0].flatten(0, 2).tolist() == [[3, 0, 0], [3, 0, 1], [4, 0, 0], [4, 0, 1]]
+    assert positions[1, :, 0, 0, 0].tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (5, 8)])
+@pytest.mark.parametrize("window", [(1, 1), (2, 2), (4, 3)])
+def test_windows_cover_every_position_exactly_once(size, window, shifted):
+    frames = 3
+    members, valid, slots = window_map(frames, *size, window, shifted)
+    assert sorted(members[valid].tolist()) == list(range(frames * size[0] * size[1]))
+    assert torch.equal(members.flatten()[slots], torch.arange(frames * size[0] * size[1]))
+    assert valid.flatten()[slots].all()
+
+
+def test_a_shifted_window_is_clipped_at_the_border_not_rolled():
+    assert window_edges(4, 2, shifted=False) == [(0, 2), (2, 4)]
+    assert window_edges(4, 2, shifted=True) == [(0, 1), (1, 3), (3, 4)]
+
+
+def test_a_temporal_layer_mixes_all_frames_of_one_window_and_nothing_else():
+    torch.manual_seed(0)
+    block = TemporalBlock(24, 2, 2.0, (2, 2), shifted=False)
+    angles = rope_angles(grid_positions(3, 4, 4), 12, theta=100.0)
+    vision = torch.randn(1, 3, 16, 24)
+    shared = torch.zeros(1, 3, 6, 24)
+    before = block(vision, shared, angles)
+    moved = vision.clone()
+    moved[0, 0, 0] += torch.randn(24)  # frame 0, row 0, column 0: the first window
+    changed = (block(moved, shared, angles) - before).abs().amax(-1)[0].view(3, 4, 4) > 1e-6
+    assert changed[:, :2, :2].all()
+    assert changed.sum() == 3 * 4
+
+
+def test_text_is_updated_with_the_mean_over_frames():
+    """Each frame attends with the text on its own; the text that leaves the layer averages what the frames gave it."""
+    torch.manual_seed(0)
+    block = SpatialBlock(24, 2, 2.0, 2.0)
+    block.text_mlp.down.weight.data.zero_()  # the MLP is not linear; the mean is taken before it
+    vision, text = torch.randn(1, 3, 4, 24), torch.randn(1, 5, 24)
+    angles = rope_angles(
+        video_positions(grid_positions(3, 2, 2), torch.tensor([5])).flatten(2, 3), 12, theta=100.0
+    )
+    text_angles = rope_angles(text_positions(5), 12, theta=100.0)
+    mask = torch.ones(1, 5, dtype=torch.bool)
+
+    def text_after(rows: list[int]) -> torch.Tensor:
+        shared = torch.zeros(1, len(rows), 6, 24)
+        return block(
+            vision[:, rows], text, shared, shared[:, 0], angles[:, rows], text_angles, mask
+        )[1]
+
+    single = torch.stack([text_after([frame]) for frame in range(3)])
+    torch.testing.assert_close(text_after([0, 1, 2]), single.mean(0))
+    assert (single[0] - single[1]).abs().max() > 1e-4
+
+
+def test_a_prompt_means_the_same_whatever_its_padding_and_its_batch():
+    model, inputs = randomised(TINY), tiny_inputs()
+    alone = {name: value[:1] for name, value in inputs.items()}
+    alone["embeds"], alone["mask"] = alone["embeds"][:, :3], alone["mask"][:, :3]
+    torch.testing.assert_close(model(**inputs)[:1], model(**alone), rtol=1e-4, atol=1e-5)
+
+
+def test_a_dropped_prompt_is_finite_and_ignores_the_words():
+    model, inputs = randomised(TINY), tiny_inputs()
+    inputs["mask"] = torch.zeros_like(inputs["mask"])
+    velocity = model(**inputs)
+    assert velocity.isfinite().all()
+    torch.testing.assert_close(
+        model(**inputs | {"embeds": torch.randn(2, 5, 8)}), velocity, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_one_sigma_for_all_frames_equals_the_same_sigma_per_frame():
+    model, inputs = randomised(TINY), tiny_inputs()
+    per_frame = inputs | {"sigma": inputs["sigma"][:, None].expand(2, 3)}
+    torch.testing.assert_close(model(**inputs), model(**per_frame))
+
+
+@pytest.mark.parametrize(
+    "name", ["noisy", "sigma", "embeds", "condition_latents", "condition_mask", "low_res_latents"]
+)
+def test_every_input_matters(name):
+    model = randomised(TINY.model_copy(update={"low_res": True}))
+    inputs = tiny_inputs() | {"low_res_latents": torch.randn(2, 4, 3, 4, 4)}
+    moved = model(**inputs | {name: inputs[name] + 0.3})
+    assert (moved - model(**inputs)).abs().max() > 1e-4
+
+
+def test_a_refiner_at_step_zero_equals_its_base_bit_for_bit():
+    base = randomised(TINY)
+    refiner = DiT(TINY.model_copy(update={"low_res": True}))
+    missing = refiner.load_state_dict(base.state_dict(), strict=False).missing_keys
+    assert missing == ["low_res_input.weight"]
+    inputs = tiny_inputs()
+    assert torch.equal(
+        refiner(**inputs, low_res_latents=torch.randn(2, 4, 3, 4, 4)), base(**inputs)
+    )
+    with pytest.raises(ValueError, match="low_res_latents are missing"):
+        refiner(**inputs)
+    with pytest.raises(ValueError, match="low_res_latents are given"):
+        base(**inputs, low_res_latents=torch.zeros(2, 4, 3, 4, 4))
+
+
+def test_recomputed_layers_give_the_same_gradients():
+    inputs = tiny_inputs()
+    gradients = []
+    for checkpointing in (False, True):
+        model = randomised(TINY.model_copy(update={"checkpointing": checkpointing}))
+        model(**inputs).square().mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for kept, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(kept, recomputed)
+
+
+def test_every_parameter_receives_a_gradient():
+    model = randomised(TINY.model_copy(update={"low_res": True}))
+    inputs = tiny_inputs() | {"low_res_latents": torch.randn(2, 4, 3, 4, 4)}
+    model(**inputs).square().mean().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # the read-only text of the last layer uses shift and scale only, so nothing is left over
+    assert silent == []
+
+
+def test_hidden_states_are_returned_when_asked_for():
+    model, inputs = randomised(TINY), tiny_inputs()
+    velocity, hidden = model(**inputs, features=(0, 3))
+    assert torch.equal(velocity, model(**inputs))
+    assert {index: tuple(h.shape) for index, h in hidden.items()} == {
+        0: (2, 3, 4, 4, 24),
+        3: (2, 3, 4, 4, 24),
+    }
+
+
+def test_images_and_clips_of_other_sizes_pass_the_same_weights():
+    model = randomised(TINY)
+    for frames, size in itertools.product((1, 2), (2, 5)):
+        inputs = tiny_inputs(frames=frames, size=size)
+        assert model(**inputs).shape == inputs["noisy"].shape
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="width 24 over 5 heads"):
+        DiTConfig(width=24, num_heads=5)
