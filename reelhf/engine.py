@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -89,8 +90,9 @@ def init_distributed() -> None:
         distributed.init_process_group(backend, timeout=PROCESS_GROUP_TIMEOUT)
     else:  # a store in memory: no port that could be taken
         distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
-    with _quiet_deepspeed() as deepspeed:
-        deepspeed.init_distributed(dist_backend=backend, timeout=PROCESS_GROUP_TIMEOUT)
+    _import_deepspeed().init_distributed(
+        dist_backend=backend, timeout=PROCESS_GROUP_TIMEOUT, verbose=False
+    )
 
 
 def rank() -> int:
@@ -180,14 +182,13 @@ class Engine:
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
         )
-        with _quiet_deepspeed() as deepspeed:
-            self._engine, *_ = deepspeed.initialize(
-                model=module,
-                optimizer=self._adamw,
-                model_parameters=trained,
-                config=_deepspeed_config(optimizer, config),
-                dist_init_required=False,
-            )
+        self._engine, *_ = _import_deepspeed().initialize(
+            model=module,
+            optimizer=self._adamw,
+            model_parameters=trained,
+            config=_deepspeed_config(optimizer, config),
+            dist_init_required=False,
+        )
         self._trained = trained
         self.steps = 0
         """Optimizer steps so far, refused ones included."""
@@ -211,7 +212,7 @@ class Engine:
         """Update the weights if this backward pass completed an accumulation.
 
         A gradient that is not finite on any rank refuses the step on all: weights and moments stay, and the
-        parameters are named in a warning.
+        parameters are named on stderr.
 
         Returns: `grad_norm` before clipping (nan when refused), `lr`, and `skipped` (1 when refused, else 0);
             empty between accumulation boundaries.
@@ -230,8 +231,8 @@ class Engine:
         if bad_anywhere:
             self.skipped += 1
             where = _listing(bad_names) or "another rank"
-            warnings.warn(
-                f"step {self.steps} refused: the gradient is not finite in {where}", stacklevel=2
+            print(
+                f"step {self.steps} refused: the gradient is not finite in {where}", file=sys.stderr
             )
             norm = float("nan")
         return {"grad_norm": norm, "lr": lr, "skipped": float(bad_anywhere)}
@@ -245,8 +246,7 @@ class Engine:
         """Write weights, optimizer and this rank's `client_state`; all ranks call it with the same folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with _quiet_deepspeed():
-            self._engine.save_checkpoint(str(folder), tag=DEEPSPEED_TAG)
+        self._engine.save_checkpoint(str(folder), tag=DEEPSPEED_TAG)
         torch.save(
             {"client": client_state, "steps": self.steps, "skipped": self.skipped},
             folder / f"client_rank_{rank():03d}.pt",
@@ -274,8 +274,7 @@ class Engine:
                 f"{folder} was saved with {_layout(saved)}, this run has {_layout(here)}; "
                 "resume with the same number of processes and zero_stage."
             )
-        with _quiet_deepspeed():
-            loaded, _ = self._engine.load_checkpoint(str(folder), tag=DEEPSPEED_TAG)
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=DEEPSPEED_TAG)
         if loaded is None:
             raise UserError(f"{folder} is incomplete: DeepSpeed found no state in it.")
         state = torch.load(folder / f"client_rank_{rank():03d}.pt", weights_only=False)
@@ -425,6 +424,9 @@ def _deepspeed_config(optimizer: OptimizerConfig, config: EngineConfig) -> dict[
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "gradient_clipping": optimizer.grad_clip,
         "bf16": {"enabled": config.bf16},
+        "data_types": {
+            "grad_accum_dtype": "fp32"
+        },  # without it ZeRO-0 in bf16 has no float32 master weights
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # our AdamW subclass is torch's with a switch
         "steps_per_print": None,
@@ -432,20 +434,19 @@ def _deepspeed_config(optimizer: OptimizerConfig, config: EngineConfig) -> dict[
     }
 
 
-@contextmanager
-def _quiet_deepspeed() -> Iterator[Any]:
-    """DeepSpeed with its log lines and start-up warnings turned off."""
+def _import_deepspeed() -> Any:
+    """DeepSpeed without its log lines, and without the C++ kernel it would compile on a CPU for inference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import deepspeed
-        from deepspeed.utils import logger
+    from deepspeed.utils import logger
 
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            yield deepspeed
-        finally:
-            logger.setLevel(max(level, logging.WARNING))
+    logger.setLevel(logging.ERROR)
+    # torch announces a rename in functions that DeepSpeed calls at every ZeRO-2 and ZeRO-3 step
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # inference_all_reduce only; building it takes a compiler and a minute
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
 def _layout(layout: dict[str, int]) -> str:
