@@ -413,7 +413,8 @@ class _FiniteWatch:
 
 
 def _deepspeed_config(optimizer: OptimizerConfig, config: EngineConfig) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+    # ZeRO-0 in bfloat16 would have no float32 master weights; ZeRO-1 has, and computes the same
+    zero: dict[str, Any] = {"stage": max(config.zero_stage, 1 if config.bf16 else 0)}
     if config.zero_stage == 3:
         zero |= {
             "stage3_param_persistence_threshold": config.param_persistence_threshold,
@@ -424,9 +425,6 @@ def _deepspeed_config(optimizer: OptimizerConfig, config: EngineConfig) -> dict[
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "gradient_clipping": optimizer.grad_clip,
         "bf16": {"enabled": config.bf16},
-        "data_types": {
-            "grad_accum_dtype": "fp32"
-        },  # without it ZeRO-0 in bf16 has no float32 master weights
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,  # our AdamW subclass is torch's with a switch
         "steps_per_print": None,
