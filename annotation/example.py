@@ -27,9 +27,9 @@ def write_example_preferences(
     Returns: the folder, readable by `read_preferences`; videos lie in `folder/media`.
     """
     import torch
-    from reelhf.video import write_video
 
     from reelhf.hashing import sha256_file
+    from reelhf.video import write_video
 
     rng = random.Random(seed)
     folder = Path(folder)

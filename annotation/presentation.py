@@ -1,0 +1,134 @@
+"""The copies annotators see. Size, rate, length and metadata give a model away, so all clips of a task get the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from reelhf.config import Config
+from reelhf.hashing import content_hash, sha256_file
+
+COPY_VERSION = 1  # part of the file name: raise it when the copies would look different
+
+
+class PresentationConfig(Config):
+    """How clips are made alike before anyone sees them."""
+
+    min_side: PositiveInt = 256
+    """Smaller clips are enlarged until their longer side has this many pixels."""
+    max_side: PositiveInt = 720
+    """Larger clips are reduced to this longer side."""
+    max_fps: PositiveFloat = 30.0
+    """All clips of a task play at the highest of their rates, up to this."""
+    max_seconds: PositiveFloat = 20.0
+    """Longer clips are cut here."""
+    crf: int = Field(16, ge=0, le=51)
+    """H.264 quality of the copies."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the plan needs to know of one original."""
+
+    path: Path
+    sha256: str
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all copies of one task have in common."""
+
+    fps: float
+    num_frames: int
+    width: int
+    height: int
+
+
+def plan_task(clips: Sequence[Measured], config: PresentationConfig) -> Plan:
+    """One box, one rate and one length for the clips of a task.
+
+    The box is the smallest that holds every clip at its own size, then scaled; shorter clips hold their last frame.
+    """
+    fps = min(max(clip.fps for clip in clips), config.max_fps)
+    seconds = min(max(clip.num_frames / clip.fps for clip in clips), config.max_seconds)
+    width, height = max(clip.width for clip in clips), max(clip.height for clip in clips)
+    longer = max(width, height)
+    scale = min(max(longer, config.min_side), config.max_side) / longer
+    return Plan(fps, max(1, round(seconds * fps)), _even(width * scale), _even(height * scale))
+
+
+def shown_copy(clip: Measured, plan: Plan, folder: Path, *, crf: int) -> Path:
+    """Writes the copy if it is not there yet, and returns its path: `folder/<hash>.mp4`."""
+    name = content_hash(
+        COPY_VERSION, clip.sha256, plan.fps, plan.num_frames, plan.width, plan.height, crf
+    )
+    path = folder / f"{name[:32]}.mp4"
+    if not path.exists():
+        _write_copy(clip, plan, path, crf)
+    return path
+
+
+def _write_copy(clip: Measured, plan: Plan, path: Path, crf: int) -> None:
+    import torch
+    from torch.nn import functional as F
+
+    from reelhf.video import iterate_frames, write_video
+
+    wanted = [
+        min(int(frame / plan.fps * clip.fps + 1e-6), clip.num_frames - 1)
+        for frame in range(plan.num_frames)
+    ]
+    distinct = sorted(set(wanted))
+    pictures: dict[int, torch.Tensor] = {}
+    for index, picture in zip(distinct, iterate_frames(clip.path, indices=distinct), strict=False):
+        pixels = torch.from_numpy(picture).permute(2, 0, 1).float()[None] / 255  # [1, 3, H, W]
+        scale = min(plan.width / pixels.shape[3], plan.height / pixels.shape[2])
+        size = (
+            max(1, min(plan.height, round(pixels.shape[2] * scale))),
+            max(1, min(plan.width, round(pixels.shape[3] * scale))),
+        )
+        if size != pixels.shape[2:]:
+            pixels = F.interpolate(
+                pixels, size=size, mode="bicubic", align_corners=False, antialias=True
+            )
+        left, top = (plan.width - size[1]) // 2, (plan.height - size[0]) // 2
+        box = torch.zeros(3, plan.height, plan.width)
+        box[:, top : top + size[0], left : left + size[1]] = pixels[0].clamp(0, 1)
+        pictures[index] = (box * 255).round().to(torch.uint8)
+    last = max(pictures)  # a file may hold fewer frames than its index says
+    frames = torch.stack([pictures[min(index, last)] for index in wanted], dim=1)
+    write_video(path, frames, plan.fps, crf=crf)
+
+
+def store_picture(source: Path, folder: Path) -> tuple[Path, str]:
+    """Copies a first frame as a PNG without metadata. Returns its path and sha256.
+
+    Raises: UserError naming the file if it is not a picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    from reelhf.errors import UserError
+
+    try:
+        with Image.open(source) as image:
+            pixels = image.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{source} is not a readable picture: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{source.name}.tmp"
+    pixels.save(aside, format="PNG")
+    sha256 = sha256_file(aside)
+    path = folder / f"{sha256}.png"
+    aside.replace(path)
+    return path, sha256
+
+
+def _even(side: float) -> int:
+    return max(2, round(side / 2) * 2)

@@ -1,0 +1,210 @@
+"""The tables. Judgments, choices and skips are append-only: triggers refuse every update and delete.
+
+Times are whole milliseconds since 1970 UTC (`*_ms`). The migrations in `migrations/versions` create these tables; a test checks
+that both agree.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+APPEND_ONLY = ("judgment", "choice", "skip")
+
+account = Table(
+    "account",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(80), nullable=False, unique=True),
+    Column("password_hash", String(200), nullable=False),
+    Column("role", String(20), nullable=False),
+    Column("pseudonym", String(40), nullable=False, unique=True),
+    Column("simulated", Boolean, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    CheckConstraint("role in ('annotator', 'admin')", name="role"),
+)
+
+session = Table(
+    "session",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("csrf", String(64), nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+)
+
+prompt = Table(
+    "prompt",
+    metadata,
+    Column("prompt_id", String(40), primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("language", String(8), nullable=False),
+    Column("cluster", String(40), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+clip = Table(
+    "clip",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("prompt_id", ForeignKey("prompt.prompt_id"), nullable=False),
+    Column("project", String(80), nullable=False),
+    Column("task_kind", String(8), nullable=False),
+    Column("model", String(200), nullable=False),
+    Column("stage", String(200), nullable=False),
+    Column("checkpoint", String(400)),
+    Column("seed", BigInteger),
+    Column("fps", Float, nullable=False),
+    Column("num_frames", Integer, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("storage_key", String(200), nullable=False),
+    Column("first_frame_sha256", String(64)),
+    Column("first_frame_key", String(200)),
+    Column("created_ms", BigInteger, nullable=False),
+    CheckConstraint("task_kind in ('t2v', 'i2v')", name="task_kind"),
+)
+
+task = Table(
+    "task",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("prompt_id", ForeignKey("prompt.prompt_id"), nullable=False),
+    Column("project", String(80), nullable=False),
+    Column("task_kind", String(8), nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("need_n", Integer, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("num_judgments", Integer, nullable=False),
+    Column("first_frame_key", String(200)),
+    Column("shown_fps", Float, nullable=False),
+    Column("shown_frames", Integer, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    CheckConstraint("state in ('open', 'done', 'flagged')", name="state"),
+    CheckConstraint("num_judgments <= need_n", name="overlap"),
+    CheckConstraint("need_n >= 1", name="need_n"),
+    Index(None, "state", "priority", "id"),
+)
+
+task_clip = Table(
+    "task_clip",
+    metadata,
+    Column("task_id", ForeignKey("task.id"), primary_key=True),
+    Column("slot", Integer, primary_key=True),
+    Column("clip_id", ForeignKey("clip.id"), nullable=False),
+    Column("shown_key", String(200), nullable=False),
+    UniqueConstraint("task_id", "clip_id"),
+)
+
+presentation = Table(
+    "presentation",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("token", String(64), nullable=False, unique=True),
+    Column("task_id", ForeignKey("task.id"), nullable=False),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("clip_order", JSON, nullable=False),
+    Column("dimension_order", JSON, nullable=False),
+    Column("guideline_version", String(40), nullable=False),
+    Column("shown_ms", BigInteger, nullable=False),
+    Index(None, "task_id", "account_id"),
+)
+
+media = Table(
+    "media",
+    metadata,
+    Column("token", String(64), primary_key=True),
+    Column("presentation_id", ForeignKey("presentation.id"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("storage_key", String(200), nullable=False),
+    Index(None, "presentation_id"),
+)
+
+lease = Table(
+    "lease",
+    metadata,
+    Column("task_id", ForeignKey("task.id"), primary_key=True),
+    Column("account_id", ForeignKey("account.id"), primary_key=True),
+    Column("presentation_id", ForeignKey("presentation.id"), nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Index(None, "account_id"),
+)
+
+judgment = Table(
+    "judgment",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("task_id", ForeignKey("task.id"), nullable=False),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("presentation_id", ForeignKey("presentation.id"), nullable=False, unique=True),
+    Column("idempotency_key", String(80), nullable=False, unique=True),
+    Column("payload_hash", String(64), nullable=False),
+    Column("kind", String(12), nullable=False),
+    Column("surplus", Boolean, nullable=False),
+    Column("simulated", Boolean, nullable=False),
+    Column("guideline_version", String(40), nullable=False),
+    Column("seconds", Float),
+    Column("watched_seconds", JSON),
+    Column("note", Text, nullable=False),
+    Column("submitted_ms", BigInteger, nullable=False),
+    CheckConstraint("kind in ('best_worst', 'score')", name="kind"),
+    UniqueConstraint("task_id", "account_id"),
+)
+
+choice = Table(
+    "choice",
+    metadata,
+    Column("judgment_id", ForeignKey("judgment.id"), primary_key=True),
+    Column("dimension", String(40), primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("best", Integer),
+    Column("worst", Integer),
+    Column("first_best", Integer),
+    Column("first_worst", Integer),
+    Column("constrained", Boolean, nullable=False),
+    Column("admissible", Boolean, nullable=False),
+    Column("scores", JSON),
+    CheckConstraint("best is null or best <> worst", name="best_is_not_worst"),
+    CheckConstraint("(best is null) = (worst is null)", name="both_or_none"),
+    CheckConstraint("status in ('ok', 'tie', 'cannot_judge', 'no_valid_pair')", name="status"),
+)
+
+skip = Table(
+    "skip",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("task_id", ForeignKey("task.id"), nullable=False),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("presentation_id", ForeignKey("presentation.id"), nullable=False),
+    Column("reason", String(40), nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Index(None, "task_id", "account_id"),
+)

@@ -1,0 +1,546 @@
+"""One annotation project on disk: a SQLite database and the media beside it.
+
+Durability: WAL with synchronous=FULL, every write in a BEGIN IMMEDIATE transaction. Reads use an engine of their own, so a
+dashboard never holds the write lock. What people say is append-only, enforced by triggers.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, event, insert, select
+
+from annotation import schema as t
+from annotation.presentation import (
+    Measured,
+    PresentationConfig,
+    plan_task,
+    shown_copy,
+    store_picture,
+)
+from annotation.records import (
+    MAX_CLIPS,
+    MIN_CLIPS,
+    ClipRecord,
+    Guideline,
+    PromptRecord,
+    load_guideline,
+    normalise_prompt,
+)
+from reelhf.errors import UserError
+from reelhf.hashing import sha256_file
+
+BUSY_TIMEOUT_SECONDS = 30
+NEAR_DUPLICATE_JACCARD = 0.9
+ROLES = ("annotator", "admin")
+
+
+@dataclass(frozen=True)
+class Account:
+    """Who is signed in. `pseudonym` is what exports carry; it says nothing of the person."""
+
+    id: int
+    name: str
+    role: str
+    pseudonym: str
+    simulated: bool
+
+
+class Store:
+    """Opens (and creates, and upgrades) a project. Safe to share among threads."""
+
+    def __init__(self, engine: Engine, read_engine: Engine, media: Path, now: Callable[[], float]):
+        self.engine = engine
+        self.read_engine = read_engine
+        self.media = media
+        self._now = now
+        self._write_lock = threading.Lock()  # waiting here is cheaper than SQLite's busy sleep
+        self.guideline: Guideline = load_guideline()
+
+    @classmethod
+    def open(
+        cls, path: Path | str, *, create: bool = True, now: Callable[[], float] = time.time
+    ) -> Store:
+        """Opens a project folder, or a `.db` file whose media lie in `media/` beside it.
+
+        Args:
+            create: False refuses a project that is not there.
+            now: the clock, in seconds since 1970.
+        Raises: UserError if the place cannot be written, is no project, or was made by a newer version.
+        """
+        path = Path(str(path).removeprefix("sqlite:///"))
+        database = path if path.suffix in (".db", ".sqlite") else path / "annotation.db"
+        if not create and not database.exists():
+            raise UserError(f"no annotation project at {path} (looked for {database})")
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            media = database.parent / "media"
+            media.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make a project at {path}: {error.strerror}") from error
+        if not os.access(database.parent, os.W_OK):
+            raise UserError(f"cannot write to {database.parent}: the folder is read-only")
+        engine = _engine(database, begin="BEGIN IMMEDIATE")
+        store = cls(engine, _engine(database, begin="BEGIN"), media, now)
+        try:
+            _upgrade(engine, database)
+        except sa.exc.DatabaseError as error:
+            store.close()
+            raise UserError(f"{database} is not an annotation database: {error.orig}") from error
+        except UserError:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        self.engine.dispose()
+        self.read_engine.dispose()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One write transaction; commits at the end, rolls back on any error."""
+        with self._write_lock, self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent read."""
+        with self.read_engine.begin() as connection:
+            yield connection
+
+    def now_ms(self) -> int:
+        return int(self._now() * 1000)
+
+    # --- accounts ---
+
+    def add_user(
+        self, name: str, password: str, *, role: str = "annotator", simulated: bool = False
+    ) -> Account:
+        """Adds an account with a random pseudonym. Raises UserError if the name is taken or the password is short."""
+        from argon2 import PasswordHasher
+
+        name = name.strip()
+        if role not in ROLES:
+            raise UserError(f"role is {role!r}; expected one of {', '.join(ROLES)}")
+        if not name or len(name) > 80:
+            raise UserError("a user name has 1 to 80 characters")
+        if len(password) < 8:
+            raise UserError("a password has at least 8 characters")
+        values = {
+            "name": name,
+            "password_hash": PasswordHasher().hash(password),
+            "role": role,
+            "pseudonym": "annotator-" + secrets.token_hex(4),
+            "simulated": simulated,
+            "created_ms": self.now_ms(),
+        }
+        try:
+            with self.write() as connection:
+                key = connection.execute(insert(t.account).values(values)).inserted_primary_key
+        except sa.exc.IntegrityError as error:
+            raise UserError(f"there is already a user named {name!r}") from error
+        assert key is not None
+        return Account(key[0], name, role, str(values["pseudonym"]), simulated)
+
+    def set_password(self, name: str, password: str) -> None:
+        """Replaces a password and ends that account's sessions."""
+        from argon2 import PasswordHasher
+
+        if len(password) < 8:
+            raise UserError("a password has at least 8 characters")
+        account = self.find_user(name)
+        if account is None:
+            raise UserError(f"there is no user named {name!r}")
+        hashed = PasswordHasher().hash(password)
+        with self.write() as connection:
+            connection.execute(
+                t.account.update().where(t.account.c.id == account.id).values(password_hash=hashed)
+            )
+            connection.execute(t.session.delete().where(t.session.c.account_id == account.id))
+
+    def find_user(self, name: str) -> Account | None:
+        with self.read() as connection:
+            row = connection.execute(select(t.account).where(t.account.c.name == name)).first()
+        return _account(row) if row else None
+
+    def check_password(self, name: str, password: str) -> Account | None:
+        """The account, or None. Takes as long for an unknown name as for a wrong password."""
+        from argon2 import PasswordHasher
+        from argon2.exceptions import InvalidHashError, VerificationError
+
+        with self.read() as connection:
+            row = connection.execute(select(t.account).where(t.account.c.name == name)).first()
+        hasher = PasswordHasher()
+        if row is None:
+            hasher.hash(password)
+            return None
+        try:
+            hasher.verify(row.password_hash, password)
+        except (VerificationError, InvalidHashError):
+            return None
+        return _account(row)
+
+    # --- prompts, clips, tasks ---
+
+    def add_prompts(self, prompts: Iterable[PromptRecord | str]) -> list[str]:
+        """Adds prompts that are not there yet and returns the prompt id of each. Near-duplicates share a cluster."""
+        records = [PromptRecord(p) if isinstance(p, str) else p for p in prompts]
+        with self.write() as connection:
+            return self._add_prompts(connection, records)
+
+    def _add_prompts(self, connection: Connection, records: Sequence[PromptRecord]) -> list[str]:
+        rows = connection.execute(select(t.prompt.c.prompt_id, t.prompt.c.text, t.prompt.c.cluster))
+        leaders: dict[str, frozenset[str]] = {}
+        known = set()
+        for row in rows:
+            known.add(row.prompt_id)
+            if row.cluster == row.prompt_id:
+                leaders[row.cluster] = _shingles(row.text)
+        for record in records:
+            if record.prompt_id in known:
+                continue
+            known.add(record.prompt_id)
+            cluster = _nearest_cluster(record.text, leaders) or record.prompt_id
+            if cluster == record.prompt_id:
+                leaders[cluster] = _shingles(record.text)
+            connection.execute(
+                insert(t.prompt).values(
+                    prompt_id=record.prompt_id,
+                    text=record.text,
+                    language=record.language,
+                    cluster=cluster,
+                    created_ms=self.now_ms(),
+                )
+            )
+        return [record.prompt_id for record in records]
+
+    def add_clips(
+        self, clips: Iterable[ClipRecord], *, project: str = "default", label: str | None = None
+    ) -> list[int]:
+        """Copies clips into the media folder, measures them, and returns their ids in the order given.
+
+        A clip whose bytes are already there keeps its first record. Prompts are added as needed.
+
+        Args:
+            label: shows progress under this name.
+        Raises: UserError naming a file that is missing, damaged or no video.
+        """
+        from reelhf.progress import track
+        from reelhf.video import probe_video
+
+        records = list(clips)
+        values = []
+        items = track(records, label=label) if label else iter(records)
+        for record in items:
+            if record.task_kind not in ("t2v", "i2v"):
+                raise UserError(
+                    f"{record.path}: task kind {record.task_kind!r}; expected t2v or i2v"
+                )
+            info = probe_video(record.path)
+            sha256 = sha256_file(record.path)
+            key = f"clips/{sha256}{record.path.suffix.lower()}"
+            _copy(record.path, self.media / key)
+            picture_key = picture_sha = None
+            if record.first_frame is not None:
+                picture, picture_sha = store_picture(record.first_frame, self.media / "pictures")
+                picture_key = f"pictures/{picture.name}"
+            values.append(
+                {
+                    "sha256": sha256,
+                    "project": project,
+                    "task_kind": record.task_kind,
+                    "model": record.model,
+                    "stage": record.stage,
+                    "checkpoint": record.checkpoint,
+                    "seed": record.seed,
+                    "fps": info.fps,
+                    "num_frames": info.frames,
+                    "width": info.width,
+                    "height": info.height,
+                    "storage_key": key,
+                    "first_frame_sha256": picture_sha,
+                    "first_frame_key": picture_key,
+                    "created_ms": self.now_ms(),
+                }
+            )
+        with self.write() as connection:
+            ids = self._add_prompts(
+                connection, [PromptRecord(record.prompt, record.language) for record in records]
+            )
+            known = dict(connection.execute(select(t.clip.c.sha256, t.clip.c.id)).tuples().all())
+            for row, prompt_id in zip(values, ids, strict=True):
+                if row["sha256"] not in known:
+                    result = connection.execute(insert(t.clip).values(prompt_id=prompt_id, **row))
+                    assert result.inserted_primary_key is not None
+                    known[row["sha256"]] = result.inserted_primary_key[0]
+        return [known[row["sha256"]] for row in values]
+
+    def create_tasks(
+        self,
+        groups: Sequence[Sequence[int]],
+        *,
+        need: int = 1,
+        round_number: int = 0,
+        priority: int = 0,
+        prompt_ids: Sequence[str] | None = None,
+        presentation: PresentationConfig | None = None,
+        label: str | None = None,
+    ) -> list[int]:
+        """Makes one task per group of clip ids, with copies for showing, and returns the task ids.
+
+        Args:
+            need: judgments wanted per task, from different annotators.
+            round_number: of the annotate -> train -> align cycle.
+            prompt_ids: the prompt each task shows; by default that of its first clip.
+            label: shows progress under this name.
+        Raises: UserError if a group has fewer than 2 or more than 6 clips, names one twice, or mixes t2v with i2v.
+        """
+        from reelhf.progress import track
+
+        presentation = presentation or PresentationConfig()
+        if need < 1:
+            raise UserError(f"need is {need}; a task wants at least 1 judgment")
+        if prompt_ids is not None and len(prompt_ids) != len(groups):
+            raise UserError(f"{len(prompt_ids)} prompt ids came with {len(groups)} groups of clips")
+        with self.read() as connection:
+            wanted = sorted({clip_id for group in groups for clip_id in group})
+            rows = {
+                row.id: row
+                for part in _chunks(wanted, 500)
+                for row in connection.execute(select(t.clip).where(t.clip.c.id.in_(part)))
+            }
+        shown_folder = self.media / "shown"
+        shown_folder.mkdir(exist_ok=True)
+        planned = []
+        numbered = list(enumerate(groups))
+        for index, group in track(numbered, label=label) if label else numbered:
+            clips = [_known_clip(rows, clip_id) for clip_id in group]
+            _check_group(index, clips)
+            measured = [
+                Measured(
+                    self.media / c.storage_key, c.sha256, c.num_frames, c.fps, c.width, c.height
+                )
+                for c in clips
+            ]
+            plan = plan_task(measured, presentation)
+            copies = [shown_copy(m, plan, shown_folder, crf=presentation.crf) for m in measured]
+            pictures = [c.first_frame_key for c in clips if c.first_frame_key]
+            values = {
+                "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,
+                "project": clips[0].project,
+                "task_kind": clips[0].task_kind,
+                "round": round_number,
+                "need_n": need,
+                "priority": priority,
+                "state": "open",
+                "num_judgments": 0,
+                "first_frame_key": pictures[0] if pictures else None,
+                "shown_fps": plan.fps,
+                "shown_frames": plan.num_frames,
+                "created_ms": self.now_ms(),
+            }
+            planned.append((values, clips, copies))
+        ids = []
+        with self.write() as connection:
+            for values, clips, copies in planned:
+                result = connection.execute(insert(t.task).values(values))
+                assert result.inserted_primary_key is not None
+                ids.append(result.inserted_primary_key[0])
+                connection.execute(
+                    insert(t.task_clip),
+                    [
+                        {
+                            "task_id": ids[-1],
+                            "slot": slot,
+                            "clip_id": clip.id,
+                            "shown_key": f"shown/{copy.name}",
+                        }
+                        for slot, (clip, copy) in enumerate(zip(clips, copies, strict=True))
+                    ],
+                )
+        return ids
+
+    # --- looking ---
+
+    def counts(self) -> dict[str, int]:
+        """Rows that say how far the project is: prompts, clips, tasks, open tasks, judgments (human and simulated), skips."""
+
+        def number(table: sa.Table, *where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+            return select(sa.func.count()).select_from(table).where(*where).scalar_subquery()
+
+        query = select(
+            number(t.prompt).label("prompts"),
+            number(t.clip).label("clips"),
+            number(t.task).label("tasks"),
+            number(t.task, t.task.c.state == "open").label("open_tasks"),
+            number(t.task, t.task.c.state == "flagged").label("flagged_tasks"),
+            number(t.judgment).label("judgments"),
+            number(t.judgment, t.judgment.c.simulated).label("simulated_judgments"),
+            number(t.judgment, ~t.judgment.c.simulated).label("human_judgments"),
+            number(t.skip).label("skips"),
+        )
+        with self.read() as connection:
+            return dict(connection.execute(query).one()._mapping)
+
+    def clips_per_task(self) -> int:
+        """The largest K among the tasks, 4 if there is none."""
+        query = select(sa.func.max(t.task_clip.c.slot))
+        with self.read() as connection:
+            largest = connection.execute(query).scalar()
+        return 4 if largest is None else largest + 1
+
+    def backup(self, path: Path) -> Path:
+        """Writes a consistent copy of the database (not of the media) while it is in use."""
+        if path.exists():
+            raise UserError(f"{path} is already there; name a new file")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _vacuum_into(self.engine, path)
+        except (OSError, sa.exc.DatabaseError) as error:
+            raise UserError(f"cannot write the backup {path}: {error}") from error
+        return path
+
+
+# --- engine and migrations -----------------------------------------------------------------------
+
+
+def _engine(database: Path, *, begin: str) -> Engine:
+    engine = sa.create_engine(
+        f"sqlite:///{database}",
+        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_SECONDS},
+        pool_size=8,
+        max_overflow=16,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver would otherwise choose its own BEGIN
+        cursor = connection.cursor()
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",  # a judgment that was confirmed survives a power cut
+            "foreign_keys=ON",
+            "recursive_triggers=ON",  # so that INSERT OR REPLACE meets the append-only triggers
+            f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _upgrade(engine: Engine, database: Path) -> None:
+    """Brings the tables to the newest revision, after a copy of a database that is behind."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    script = ScriptDirectory.from_config(config)
+    head = script.get_current_head()
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    if current == head:
+        return
+    if current is not None:
+        if current not in {revision.revision for revision in script.walk_revisions()}:
+            raise UserError(
+                f"{database} was made by a newer version (revision {current}; this one knows {head})"
+            )
+        _vacuum_into(engine, database.with_name(f"{database.name}.before-{head}"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _vacuum_into(engine: Engine, path: Path) -> None:
+    raw = engine.raw_connection()
+    try:
+        cursor = raw.cursor()
+        cursor.execute("VACUUM INTO ?", (str(path),))
+        cursor.close()
+    finally:
+        raw.close()
+
+
+# --- helpers -------------------------------------------------------------------------------------
+
+
+def _account(row: Any) -> Account:
+    return Account(row.id, row.name, row.role, row.pseudonym, row.simulated)
+
+
+def _known_clip(rows: dict[int, Any], clip_id: int) -> Any:
+    if clip_id not in rows:
+        raise UserError(f"there is no clip with id {clip_id}")
+    return rows[clip_id]
+
+
+def _check_group(index: int, clips: Sequence[Any]) -> None:
+    if not MIN_CLIPS <= len(clips) <= MAX_CLIPS:
+        raise UserError(
+            f"task {index} has {len(clips)} clips; best and worst need {MIN_CLIPS} to {MAX_CLIPS}"
+        )
+    if len({clip.id for clip in clips}) != len(clips):
+        raise UserError(f"task {index} shows the same clip twice (files with equal bytes)")
+    if len({clip.task_kind for clip in clips}) != 1:
+        raise UserError(f"task {index} mixes text-to-video and image-to-video clips")
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{secrets.token_hex(4)}.tmp")
+    try:
+        shutil.copyfile(source, aside)
+        aside.replace(target)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(f"cannot copy {source} to {target.parent}: {error.strerror}") from error
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _shingles(text: str) -> frozenset[str]:
+    """Words and word pairs; single characters where a text has no spaces (Chinese)."""
+    normalised = normalise_prompt(text)
+    words = normalised.split()
+    if any("\u4e00" <= character <= "\u9fff" for character in normalised):
+        words = [character for character in normalised if not character.isspace()]
+    return frozenset(words) | {f"{a} {b}" for a, b in pairwise(words)}
+
+
+def _nearest_cluster(text: str, leaders: dict[str, frozenset[str]]) -> str | None:
+    """The first cluster whose leader is a near-duplicate. Only leaders are compared, so clusters never chain."""
+    shingles = _shingles(text)
+    for cluster, other in leaders.items():
+        if len(shingles & other) >= NEAR_DUPLICATE_JACCARD * len(shingles | other):
+            return cluster
+    return None
