@@ -121,7 +121,11 @@ def compare(
     chosen = [
         len(prompts) * i // config.num_pairs for i in range(min(config.num_pairs, len(prompts)))
     ]
-    keep = {index * config.seeds_per_prompt: number for number, index in enumerate(chosen)}
+    keep = {
+        index * config.seeds_per_prompt + draw: f"{number:02d}_{draw}"
+        for number, index in enumerate(chosen)
+        for draw in range(config.seeds_per_prompt)
+    }
     out.mkdir(parents=True, exist_ok=True)
     sides = {}
     for side, folder in (("before", before), ("after", after)):
@@ -157,8 +161,8 @@ def compare(
             {
                 "prompt": prompts[index],
                 "seed": seeds[index * config.seeds_per_prompt],
-                "before": f"pairs/{number:02d}_before.mp4",
-                "after": f"pairs/{number:02d}_after.mp4",
+                "before": f"pairs/{number:02d}_0_before.mp4",
+                "after": f"pairs/{number:02d}_0_after.mp4",
                 "measures": {
                     name: [
                         sides[side][name][index * config.seeds_per_prompt]
@@ -184,7 +188,7 @@ def _measure_generator(
     seeds: Sequence[int],
     scorers: Mapping[str, CompositeReward],
     gold: Gold | None,
-    keep: Mapping[int, int],
+    keep: Mapping[int, str],
     folder: Path,
     side: str,
 ) -> dict[str, list[float]]:
@@ -203,7 +207,7 @@ def _measure_generator(
             columns.setdefault(name, []).extend(values)
         for offset, clip in enumerate(frames):
             if start + offset in keep:
-                write_video(folder / f"{keep[start + offset]:02d}_{side}.mp4", clip, model.fps)
+                write_video(folder / f"{keep[start + offset]}_{side}.mp4", clip, model.fps)
         start += len(frames)
     return columns
 
@@ -338,26 +342,29 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def gold_curve(run: Path, gold: Gold, *, fps: float) -> list[dict]:
-    """Gold of the validation samples that a finished run saved, per step: [{"step", "gold/<dimension>": mean, ..., "n"}].
+def gold_curve(run: Path, gold: Gold, *, prompts: Sequence[str], fps: float) -> list[dict]:
+    """Gold of the validation samples that a finished run saved, per step: [{"step", "n", "gold/<dimension>": mean, ...}].
 
     Read back from the run's mp4 files after training, so no training or selection step can have seen it.
+
+    Args:
+        prompts: the run's validation prompts; a step's samples belong to the first of them, in order.
     """
     from generator.toygold import composite
     from reelhf.video import read_video
 
     rows = []
-    for step_folder in sorted((run / "samples").glob("step_*")):
-        prompts = json.loads((step_folder / "prompts.json").read_text())
+    for folder in sorted((run / "samples").glob("step_*")):
         measured = []
-        for path, prompt in zip(sorted(step_folder.glob("*.mp4")), prompts, strict=True):
+        for path, prompt in zip(sorted(folder.glob("*.mp4")), prompts, strict=False):
             frames, _ = read_video(path)
-            one = dict(gold(frames.float() / 255, prompt, fps))
+            one = dict(gold(frames, prompt, fps))
             measured.append(one | {"composite": composite(one)})
         if measured:
             means = {
                 f"gold/{name}": sum(one[name] for one in measured) / len(measured)
                 for name in measured[0]
             }
-            rows.append({"step": int(step_folder.name.split("_")[1]), "n": len(measured)} | means)
+            step = int(folder.name.removeprefix("step_"))
+            rows.append({"step": step, "n": len(measured)} | means)
     return rows

@@ -220,7 +220,7 @@ def _curves(record: LoopRecord, run: str) -> str:
     assert folder is not None
     rows = read_metrics(folder)
     gold_rows = record.json(f"gold_{run}", "gold_curve.json") or []
-    kept = kept_step(folder)
+    kept = kept_step(rows)
     charts, key = [], []
     for name in curve_names(rows, "reward"):
         series = reward_series(rows, name)
@@ -244,33 +244,31 @@ def _curves(record: LoopRecord, run: str) -> str:
 
 
 def curve_names(rows: Sequence[Mapping[str, Any]], source: str) -> list[str]:
-    """Dimension names with a curve under `source`/, in first-seen order, the composite last."""
-    names: dict[str, None] = {}
-    for row in rows:
-        for key in row:
-            head, _, tail = key.removeprefix("validation/").partition("/")
-            if head == source and tail and "/" not in tail:
-                names.setdefault(tail)
+    """Dimension names with a curve `source`/<name>, in first-seen order, the composite last."""
+    names = {
+        key.partition("/")[2]: None
+        for row in rows
+        for key in row
+        if key.partition("/")[0] == source
+    }
     return sorted(names, key=lambda name: name in ("total", "composite"))
 
 
 def reward_series(rows: Sequence[Mapping[str, Any]], name: str) -> list[Series]:
-    """Curves of one reward dimension: training batch (faint), validation, and the held-out judge on validation clips."""
+    """Curves of one dimension in bounded z units: training batch (faint), validation, and the held-out judge there."""
 
-    def column(key: str) -> list[tuple[float, float]]:
+    def column(prefix: str) -> list[tuple[float, float]]:
+        key = (
+            f"{prefix}/{name}" if name == "total" else f"{prefix}_z/{name}".removeprefix("reward_")
+        )
         return [(row["step"], row[key]) for row in rows if row.get(key) is not None]
 
-    candidates = [
-        Series("reward, training batch", column(f"reward/{name}"), 0, faint=True),
-        Series("reward, validation prompts", column(f"validation/reward/{name}"), 0),
-        Series(
-            "held-out reward, validation prompts",
-            column(f"validation/held_out/{name}") or column(f"held_out/{name}"),
-            1,
-            dashed=True,
-        ),
+    series = [
+        Series("reward, training batch", column("reward"), 0, faint=True),
+        Series("reward, validation prompts", column("validation"), 0),
+        Series("held-out reward, validation prompts", column("held_out"), 1, dashed=True),
     ]
-    return [series for series in candidates if series.points]
+    return [one for one in series if one.points]
 
 
 def gold_series(rows: Sequence[Mapping[str, Any]], name: str) -> Series:
@@ -281,13 +279,10 @@ def gold_series(rows: Sequence[Mapping[str, Any]], name: str) -> Series:
     )
 
 
-def kept_step(run: Path) -> int | None:
-    """The step whose weights the run kept, or None if it did not say."""
-    for name in ("best.json", "best/best.json"):
-        path = run / name
-        if path.is_file():
-            return int(json.loads(path.read_text())["step"])
-    return None
+def kept_step(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """The step whose weights the run kept: the last `best/step` in its metrics, or None."""
+    kept = [int(row["best/step"]) for row in rows if row.get("best/step") is not None]
+    return kept[-1] if kept else None
 
 
 def _clips(record: LoopRecord, run: str) -> str:

@@ -105,14 +105,13 @@ def _write_run(run: Path, rng: random.Random) -> None:
     for step in range(31):
         row = {"step": step, "attempt": 1}
         for dimension in (*DIMENSIONS, "total"):
-            row[f"reward/{dimension}"] = step / 30 + rng.gauss(0, 0.2)
+            row[f"reward/{dimension}"] = row[f"z/{dimension}"] = step / 30 + rng.gauss(0, 0.2)
             if step % 10 == 0:
-                row[f"validation/reward/{dimension}"] = step / 30
-                row[f"validation/held_out/{dimension}"] = step / 45
+                row["best/step"] = min(step, 20)
+                for kind in ("validation", "held_out"):
+                    row[f"{kind}/{dimension}"] = row[f"{kind}_z/{dimension}"] = step / 30
         lines.append(json.dumps(row))
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    (run / "best").mkdir()
-    (run / "best" / "best.json").write_text(json.dumps({"step": 20}))
 
 
 def _write_comparison(folder: Path, run: str, gold: bool, size: int) -> None:
@@ -222,22 +221,20 @@ def test_a_record_of_another_version_is_refused(tmp_path):
 
 
 def test_curves_are_split_into_training_validation_and_held_out():
-    rows = [
-        {
-            "step": 0,
-            "reward/total": 0.1,
-            "validation/reward/total": 0.2,
-            "validation/held_out/total": 0.3,
-        }
-    ]
-    assert curve_names(rows, "reward") == ["total"]
+    rows = [{"step": 0, "reward/total": 0.1, "validation/total": 0.2, "held_out/total": 0.3}]
+    rows[0] |= {
+        "reward/motion_quality": 9.0,
+        "z/motion_quality": 1.1,
+        "validation_z/motion_quality": 1.2,
+    }
+    assert curve_names(rows, "reward") == ["motion_quality", "total"]
     assert [s.points for s in reward_series(rows, "total")] == [[(0, 0.1)], [(0, 0.2)], [(0, 0.3)]]
+    assert [s.points for s in reward_series(rows, "motion_quality")] == [[(0, 1.1)], [(0, 1.2)]]
 
 
-def test_the_kept_step_is_read_from_the_run(tmp_path):
-    assert kept_step(tmp_path) is None
-    (tmp_path / "best.json").write_text('{"step": 12}')
-    assert kept_step(tmp_path) == 12
+def test_the_kept_step_is_read_from_the_metrics():
+    assert kept_step([{"step": 0}]) is None
+    assert kept_step([{"best/step": 0.0}, {"best/step": 12.0}, {"step": 20}]) == 12
 
 
 def test_page_lists_stage_seconds_against_the_budget(tmp_path):

@@ -1,0 +1,133 @@
+"""Where a loop's clips, prompts and ground truth come from: the toy world, or a folder of real captioned clips.
+
+Five groups of prompts that share nothing: `feedback` (annotated, and what RLHF maximises on), `held_out` (annotated by other
+people for the held-out rewards), `validation` (keep-best), `test` (the final comparison, seen by nothing before it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PositiveInt
+
+from reelhf.config import Config
+from reelhf.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf.compare import Gold
+
+MIN_CAPTIONS = 4
+
+
+class PromptsConfig(Config):
+    """How many prompts each part of the loop gets. Real clips give as many as they have captions."""
+
+    feedback: PositiveInt = 96
+    """Annotated by the first half of the annotators; one task each."""
+    held_out: PositiveInt = 48
+    """Annotated by the second half, for the held-out rewards; one task each."""
+    training: PositiveInt = 96
+    """Feedback prompts that RLHF maximises on; may exceed `feedback`, the annotated ones come first."""
+    validation: PositiveInt = 24
+    """On which RLHF keeps its best step."""
+    test: PositiveInt = 64
+    """Of the final comparison."""
+    zh_fraction: float = Field(0.2, ge=0, le=1)
+    """Share of Chinese prompts in the toy world."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts per use; no prompt is in two of feedback/training, held_out, validation and test."""
+
+    feedback: tuple[str, ...]
+    held_out: tuple[str, ...]
+    training: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class World:
+    """What a loop runs in."""
+
+    clips: Path | None
+    """A folder of real captioned clips, or None for the toy world, which renders its own."""
+    prompts: Prompts
+    gold: Gold | None
+    """Ground truth; None for real clips, which have none."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the results has to know, in whole sentences."""
+
+
+def toy_world(config: PromptsConfig) -> World:
+    """The toy world's disjoint prompt splits and its gold measurement."""
+    from generator.toygold import measure
+    from generator.toyworld import Split, prompt_split
+
+    def prompts(split: Split, count: int) -> tuple[str, ...]:
+        return tuple(prompt_split(split, count, config.seed, zh_fraction=config.zh_fraction))
+
+    feedback = prompts("feedback", max(config.feedback, config.training))
+    return World(
+        None,
+        Prompts(
+            feedback[: config.feedback],
+            prompts("held_out", config.held_out),
+            feedback[: config.training],
+            prompts("validation", config.validation),
+            prompts("test", config.test),
+        ),
+        measure,
+    )
+
+
+def real_world(config: PromptsConfig, clips: Path) -> World:
+    """The captions of a folder of real clips, split so that no caption has two uses. There is no gold."""
+    from reelhf.clips import load_clip_folder
+
+    prompts = split_captions([entry.caption for entry in load_clip_folder(clips)], config)
+    few = len(prompts.test)
+    return World(
+        clips,
+        prompts,
+        None,
+        (
+            "These are real clips: they have no gold. The simulated annotators only rank real windows against named corruptions and "
+            "swapped captions, so the rewards know no more than that; people have to judge the rest.",
+            f"The folder has {len(set(prompts.training + prompts.held_out + prompts.validation + prompts.test))} distinct captions, "
+            f"{few} of them kept for the final comparison.",
+        ),
+    )
+
+
+def split_captions(captions: Sequence[str], config: PromptsConfig) -> Prompts:
+    """Distinct captions dealt out by a salted hash: about a fifth each for test and held_out, a tenth for validation.
+
+    Raises: UserError with fewer than four distinct captions, one for each use.
+    """
+    from reelhf.hashing import content_hash
+
+    distinct = sorted(
+        set(captions), key=lambda caption: content_hash("real-split-1", config.seed, caption)
+    )
+    if len(distinct) < MIN_CAPTIONS:
+        raise UserError(
+            f"{len(distinct)} distinct captions; expected at least {MIN_CAPTIONS}: one each to train, to judge the judge, to select "
+            "and to compare on. Caption single shots, or add clips"
+        )
+    test = min(config.test, max(1, len(distinct) // 5))
+    held_out = min(config.held_out, max(1, len(distinct) // 5))
+    validation = min(config.validation, max(1, len(distinct) // 10))
+    dealt = iter(distinct)
+
+    def take(count: int) -> tuple[str, ...]:
+        return tuple(caption for _, caption in zip(range(count), dealt, strict=False))
+
+    parts = take(test), take(held_out), take(validation)
+    rest = tuple(dealt)
+    return Prompts(rest[: config.feedback], parts[1], rest[: config.training], parts[2], parts[0])
