@@ -68,7 +68,7 @@ ZOOM_PER_SECOND = 0.3
 ZOOM_TOTAL = 0.3
 STRIPE_PERIOD = 0.6
 """Of the stripes, in radii."""
-STRIPE_SHADE = 0.45
+STRIPE_SHADE = 0.55
 """Brightness of the dark stripes relative to the shape's colour."""
 JITTER = 0.05
 """The start position varies by this much around the one that centres the motion."""
