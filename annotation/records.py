@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -384,7 +385,7 @@ class PreferenceData:
 
     def _resolve(self, uri: str) -> Path:
         path = Path(uri)
-        return path if path.is_absolute() else (self.folder / path).resolve()
+        return path if path.is_absolute() else Path(os.path.abspath(self.folder / path))
 
 
 def write_preferences(
