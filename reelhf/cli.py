@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
 }
 PACKAGES = ("annotation", "generator", "rewards", "rlhf", "distill")
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     try:
         _run(words)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
     except UserError as error:
         if debug:
             raise
@@ -106,7 +109,30 @@ def _run(words: list[str]) -> None:
             f"no verb '{name}'.{did_you_mean(name, VERBS)} `reelhf --help` lists them all."
         )
     check_packages()
-    load(VERBS[name].app)(rest, prog_name=f"reelhf {name}")
+    os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")  # plain tracebacks, no boxes
+    app = load(VERBS[name].app)
+    try:
+        status = app(rest, prog_name=f"reelhf {name}", standalone_mode=False)
+    except Exception as error:
+        # typer carries click inside itself or beside itself, by version: know its errors by their shape
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(EXIT_BAD_INPUT)
+        if type(error).__name__ == "Abort":
+            sys.exit(EXIT_INTERRUPTED)
+        if hasattr(error, "format_message"):
+            raise UserError(
+                f"{error.format_message()} (`{_usage(error, name)} --help` says more)"
+            ) from error
+        raise
+    if isinstance(status, int) and status:
+        sys.exit(status)
+
+
+def _usage(error: Any, name: str) -> str:
+    """The command an argument error is about, such as `reelhf rlhf train`."""
+    context = getattr(error, "ctx", None)
+    return context.command_path if context is not None else f"reelhf {name}"
 
 
 def _help() -> str:

@@ -11,6 +11,7 @@ import typer
 
 from reelhf.cli import load
 from reelhf.config import Config, load_config, to_yaml
+from reelhf.errors import UserError
 
 
 def config_command(
@@ -49,9 +50,8 @@ def config_command(
             key for key in ("out", *required) if required.get(key, True) and not options[key]
         ]
         if missing:
-            raise typer.BadParameter(
-                f"missing {', '.join(f'--{key}'.replace('_', '-') for key in missing)}"
-            )
+            options_missing = ", ".join(f"--{key.replace('_', '-')}" for key in missing)
+            raise UserError(f"missing {options_missing}; `--help` says what each is for.")
         result = load(function)(resolved, **options)
         report_result(result or options["out"], next_step)
 
