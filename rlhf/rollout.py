@@ -157,25 +157,25 @@ def rollout(
         )
 
     latents = noise(0)
-    path: Tensor | None = None  # drtune: a zero whose gradient is that of the linear path
+    path: Tensor | None = None  # drtune: a zero whose gradient is that of the sampler's linear path
     for index, (sigma, sigma_next) in enumerate(pairwise(sampler.sigmas)):
         is_graded = index in graded.steps
         with torch.set_grad_enabled(is_graded and torch.is_grad_enabled()):
             step_velocity = velocity(latents, sigma, sigma_next)
-            if is_graded and graded.mode == "x0":
-                return x0_from_velocity(
-                    latents, latents.new_full((len(latents),), sigma), step_velocity
-                )
-            keep, move, renoise = step_coefficients(sampler.kind, sigma, sigma_next)
-            if graded.mode == "drtune":
-                path = None if path is None else keep * path
-                if is_graded:
-                    term = move * (step_velocity - step_velocity.detach())
-                    path = term if path is None else path + term
-                step_velocity = step_velocity.detach()
-            latents = keep * latents + move * step_velocity
-            if renoise > 0:
-                latents = latents + renoise * noise(index + 1)
+        if is_graded and graded.mode == "x0":
+            return x0_from_velocity(
+                latents, latents.new_full((len(latents),), sigma), step_velocity
+            )
+        keep, move, renoise = step_coefficients(sampler.kind, sigma, sigma_next)
+        if graded.mode == "drtune":
+            path = None if path is None else keep * path
+            if is_graded:
+                term = move * (step_velocity - step_velocity.detach())
+                path = term if path is None else path + term
+            step_velocity = step_velocity.detach()  # the next input carries no gradient
+        latents = keep * latents + move * step_velocity
+        if renoise > 0:
+            latents = latents + renoise * noise(index + 1)
     return latents if path is None else latents + path
 
 

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from generator.sampling import sample_latents
 from reelhf.engine import all_reduce_sum, device, is_main, rank, world_size
 from rlhf.examples import Examples, draw_seed
-from rlhf.hacking import ValidationReading, motion_amplitude, saturated_fraction
+from rlhf.hacking import (
+    ValidationReading,
+    ensemble_spread,
+    motion_amplitude,
+    saturated_fraction,
+)
 
 if TYPE_CHECKING:
     from generator.base import VideoBackbone
@@ -63,7 +68,7 @@ def validate(
     labels = [f"{kind}/{name}" for kind in ("validation", "validation_z") for name in names]
     labels += [f"{kind}/{name}" for kind in ("held_out", "held_out_z") for name in names]
     labels += ["validation/total", "held_out/total"]
-    labels += ["hacking/motion_amplitude", "hacking/saturated_fraction"]
+    labels += ["hacking/motion_amplitude", "hacking/saturated_fraction", "hacking/ensemble_spread"]
     table = torch.zeros(len(examples), len(labels) + 1, dtype=torch.float64)  # last column: valid
 
     mine = list(range(rank(), len(examples), world_size()))
@@ -84,7 +89,8 @@ def validate(
         own = reward.score(frames, fps=backbone.fps, prompts=batch.reward_prompts)
         held = judge.score(frames, fps=backbone.fps, prompts=batch.judge_prompts)
         columns = [own.values, own.z, held.values[:, judge_order], held.z[:, judge_order]]
-        means = (own.total, held.total, motion_amplitude(frames), saturated_fraction(frames))
+        signs = (motion_amplitude(frames), saturated_fraction(frames))
+        means = (own.total, held.total, *signs, ensemble_spread([own.total, held.total]))
         filled = torch.cat(
             [*columns, torch.stack(means, dim=1), torch.ones_like(means[0])[:, None]], 1
         )

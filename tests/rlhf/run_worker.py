@@ -1,0 +1,85 @@
+"""Runs tiny RLHF runs outside the test process: `run_worker.py SCENARIOS.json`, alone or under torchrun.
+
+Alone, each scenario runs in a fork of this process, which is how one that kills itself leaves the others alive. Under torchrun
+there is one scenario and all processes run it together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_models import run_tiny
+
+import rlhf.direct as direct
+from reelhf.engine import Engine, is_main
+
+
+def kill_at(function_name: str, call: int, when: str) -> None:
+    """SIGKILL this process at the n-th call of a function of `rlhf.direct`, before or after it did its work."""
+    original, calls = getattr(direct, function_name), [0]
+
+    def killing(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if calls[0] == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(direct, function_name, killing)
+
+
+def record_gradients(path: Path) -> None:
+    """Write the reduced gradients of every step's backward, before clipping."""
+    original, steps = Engine.step, []
+
+    def recording(engine: Engine) -> dict[str, float]:
+        steps.append(
+            {n: p.grad.clone() for n, p in engine.module.named_parameters() if p.grad is not None}
+        )
+        if is_main():
+            torch.save(steps, path)
+        return original(engine)
+
+    Engine.step = recording  # type: ignore[method-assign]
+
+
+def run(scenario: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    if "kill" in scenario:
+        kill_at(*scenario["kill"])
+    if "gradients" in scenario:
+        record_gradients(Path(scenario["gradients"]))
+    run_tiny(Path(scenario["out"]), scenario["role"], **scenario["config"])
+
+
+def main() -> None:
+    scenarios = json.loads(Path(sys.argv[1]).read_text())
+    if "RANK" in os.environ:
+        run(scenarios[0])
+        return
+    for scenario in scenarios:
+        child = os.fork()
+        if child == 0:
+            try:
+                run(scenario)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        print("killed" if killed else f"exit {os.waitstatus_to_exitcode(status)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""kill -9 at any moment, run again: weights, optimizer and metrics end bit-equal to a run that was never killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reelhf.run import read_metrics
+
+WORKER = Path(__file__).with_name("run_worker.py")
+MOMENTS = {
+    "after a few steps": ("batch_metrics", 3, "before"),
+    "before a checkpoint is sealed": ("save_state", 2, "after"),
+    "while a checkpoint is written": ("save_state", 3, "before"),
+    "before a better policy is saved": ("save_policy", 2, "before"),
+    "after a better policy is saved": ("save_policy", 2, "after"),
+}
+CONFIG = {"num_steps": 5, "validate_every": 2, "checkpoint_every": 2, "keep_checkpoints": 9}
+
+
+def without_clock(rows: list[dict]) -> list[dict]:
+    return [
+        {
+            key: value
+            for key, value in row.items()
+            if key not in ("time", "attempt") and "seconds" not in key
+        }
+        for row in rows
+    ]
+
+
+@pytest.fixture(scope="module", params=["base", pytest.param("refiner", marks=pytest.mark.slow)])
+def runs(request, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp(f"resume_{request.param}")
+    common = {"role": request.param, "config": CONFIG}
+    scenarios = [{"out": str(folder / "whole"), **common}]
+    moments = MOMENTS if request.param == "base" else dict(list(MOMENTS.items())[:2])
+    for name, kill in moments.items():
+        out = str(folder / name.replace(" ", "_"))
+        scenarios += [{"out": out, "kill": kill, **common}, {"out": out, **common}]
+    (folder / "scenarios.json").write_text(json.dumps(scenarios))
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(folder / "scenarios.json")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.split("\n")[:-1] == ["exit 0", *["killed", "exit 0"] * len(moments)], (
+        done.stderr[-3000:]
+    )
+    return {name: folder / name.replace(" ", "_") for name in ("whole", *moments)}
+
+
+def test_every_moment_of_death_ends_bit_equal(runs):
+    whole = runs["whole"]
+    expected_metrics = without_clock(read_metrics(whole))
+    assert [row["step"] for row in expected_metrics] == [0, 1, 2, 3, 4, 5]
+    for name, folder in runs.items():
+        assert without_clock(read_metrics(folder)) == expected_metrics, name
+        for kind in ("best", "last"):
+            weights = load_file(folder / kind / "denoiser.safetensors")
+            for key, value in load_file(whole / kind / "denoiser.safetensors").items():
+                assert torch.equal(weights[key], value), f"{name}: {kind} {key}"
+        ours, theirs = (
+            torch.load(
+                path / "checkpoints/step_000005/deepspeed/mp_rank_00_model_states.pt",
+                weights_only=False,
+            )
+            for path in (folder, whole)
+        )
+        assert_equal_tree(ours["module"], theirs["module"], name)
+        assert_equal_tree(ours["optimizer"], theirs["optimizer"], name)
+
+
+def assert_equal_tree(ours, theirs, where: str) -> None:
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in ours:
+            assert_equal_tree(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(ours, (list, tuple)):
+        for index, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal_tree(*pair, f"{where}.{index}")
+    else:
+        assert ours == theirs, where
+
+
+def test_the_killed_runs_were_resumed_and_not_repeated(runs):
+    folder = runs["after a few steps"]
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps if row["attempt"] == 2] == [3, 4, 5]
