@@ -59,7 +59,7 @@ SECURITY_HEADERS = {
     "x-frame-options": "DENY",
 }
 
-PUBLIC = re.compile(r"^/(login|api/login|healthz|link/[\w-]+|static/login\.css)$")
+PUBLIC = re.compile(r"^/(login|api/login|healthz|link/[\w-]+|annotate/login\.css)$")
 CLOSED = re.compile(
     r"^/(gradio_api/)?"
     r"(file|upload|upload_progress|proxy|stream|monitoring|deep_link|reset|component_server|"
@@ -85,6 +85,10 @@ class AnnotateConfig(Config):
     """Send the session cookie over HTTPS only. Set it whenever the server is not on loopback."""
     title: str = Field("ReelHF annotation", max_length=80)
     """Name shown in the browser tab."""
+
+
+NEVER_SENT = {b"cookie", b"authorization"}
+"""Request headers that Gradio copies into some answers, where a script could read the session cookie."""
 
 
 class LoginThrottle:
@@ -194,7 +198,7 @@ class Gate:
                 present = {name.lower() for name, _ in message["headers"]}
                 extra = [(k.encode(), v.encode()) for k, v in SECURITY_HEADERS.items()]
                 message["headers"] = [
-                    *message["headers"],
+                    *(pair for pair in message["headers"] if pair[0].lower() not in NEVER_SENT),
                     *(pair for pair in extra if pair[0] not in present),
                 ]
             await send(message)
@@ -417,7 +421,7 @@ def create_app(store: Store, config: AnnotateConfig | None = None, *, page: bool
         headers = {"Cache-Control": "private, max-age=3600", "Content-Disposition": "inline"}
         return FileResponse(store.media / key, media_type=kind, headers=headers)
 
-    @app.get("/static/{name}")
+    @app.get("/annotate/{name}")
     def static(name: str) -> Response:
         kinds = {".js": "text/javascript", ".css": "text/css"}
         path = STATIC / name
@@ -497,7 +501,7 @@ def _login_page(title: str, *, name: str = "", problem: str = "") -> str:
     alert = f'<p class="problem" role="alert">{html.escape(problem)}</p>' if problem else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{html.escape(title)}: sign in</title><link rel="stylesheet" href="/static/login.css"></head>
+<title>{html.escape(title)}: sign in</title><link rel="stylesheet" href="/annotate/login.css"></head>
 <body><main><form method="post" action="/login">
 <h1>{html.escape(title)}</h1>{alert}
 <label>Name <input name="name" autocomplete="username" required autofocus value="{html.escape(name)}"></label>
