@@ -27,8 +27,6 @@ BASE, REFINER = "base", "refiner"
 class CandidatesConfig(Config):
     """How many clips of which stage each prompt gets."""
 
-    num_prompts: PositiveInt = 96
-    """Tasks; each has its own prompt."""
     clips_per_task: int = Field(4, ge=2)
     """K, the clips one annotator sees side by side."""
     base_fraction: float = Field(0.4, ge=0, le=1)
@@ -160,3 +158,125 @@ def sample_clips(
             small = sample_frames(low_res, batch, own_seeds, batch_size=batch_size)
             task = model.low_res_task(small, *model.frame_shape[1:])
         yield sample_frames(model, batch, own_seeds, task=task, batch_size=batch_size)
+
+
+# --- real clips: windows, and copies of them spoiled in a known way --------------------------------------------------
+
+
+def make_corrupted_candidates(
+    config: CandidatesConfig, *, clips: Path, like: Path, prompts: Sequence[str], out: Path
+) -> Path:
+    """For each prompt a real window of its clip, spoiled copies of it, and now and then another clip's window.
+
+    Args:
+        clips: folder of real captioned clips.
+        like: generator folder whose clip size and rate the windows get.
+        prompts: captions of the folder; each occurrence makes one task from another window where the clip is long enough.
+    Returns: `out`, as `make_candidates`; the manifest also holds `corruption` (None for the untouched window) and `strength`.
+    """
+    from generator.checkpoint import load_generator
+    from reelhf.clips import load_clip_folder, load_windows
+    from reelhf.hashing import content_hash
+    from reelhf.progress import track
+    from reelhf.video import write_video
+    from rlhf.corruptions import CORRUPTIONS, SWAPPED_CAPTION, corrupt
+
+    model = load_generator(like)
+    num_frames, *size = model.frame_shape
+    windows = load_windows(
+        load_clip_folder(clips),
+        num_frames=num_frames,
+        fps=model.fps,
+        size=(size[0], size[1]),
+        max_windows=MAX_REAL_WINDOWS,
+        seed=config.seed,
+    )
+    of_caption: dict[str, list[int]] = {}
+    for index, caption in enumerate(windows.captions):
+        of_caption.setdefault(caption, []).append(index)
+    source = content_hash(windows.captions)[:12]
+    out.mkdir(parents=True, exist_ok=True)
+    turn: dict[str, int] = {}
+    rows = []
+    for task, prompt in enumerate(track(prompts, label="corrupted copies")):
+        own = of_caption[prompt]
+        window = own[turn.get(prompt, 0) % len(own)]
+        turn[prompt] = turn.get(prompt, 0) + 1
+        rng = random.Random(f"{config.seed}/{task}")
+        others = [i for i, caption in enumerate(windows.captions) if caption != prompt]
+        kinds: list[str | None] = [
+            None,
+            *rng.sample(sorted(CORRUPTIONS), config.clips_per_task - 1),
+        ]
+        if others and rng.random() < SWAP_SHARE:
+            kinds[-1] = SWAPPED_CAPTION
+        for slot, kind in enumerate(kinds):
+            strength = (
+                0.0 if kind is None else 1.0 if kind == SWAPPED_CAPTION else rng.uniform(0.4, 1.0)
+            )
+            shown = rng.choice(others) if kind == SWAPPED_CAPTION else window
+            frames = windows.frames[shown].float() / 255
+            seed = config.seed * 1_000_000 + task * 100 + slot
+            if kind not in (None, SWAPPED_CAPTION):
+                frames = corrupt(kind, frames, strength=strength, seed=seed)
+            path = out / f"{task:04d}_{slot}.mp4"
+            write_video(path, frames, model.fps)
+            rows.append(
+                {
+                    "prompt": prompt,
+                    "task": task,
+                    "stage": "real_window",
+                    "seed": seed,
+                    "path": path.name,
+                    "model": "real",
+                    "checkpoint": source,
+                    "fps": model.fps,
+                    "corruption": kind,
+                    "strength": strength,
+                }
+            )
+    (out / "manifest.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    )
+    return out
+
+
+MAX_REAL_WINDOWS = 512
+SWAP_SHARE = 0.5
+"""Of the tasks of real clips that show one clip under another's caption."""
+_SIGNATURE = (4, 16, 16)  # frames, height, width that a copy is recognised by
+
+
+class CorruptionOracle:
+    """What is known of the corrupted copies of real clips: each was spoiled by us, so each is graded by how.
+
+    The annotators download presentation copies, which are encoded anew; a copy is recognised by its nearest candidate.
+    """
+
+    def __init__(self, candidates: Path) -> None:
+        import torch
+
+        from reelhf.video import read_video
+
+        self._of_prompt: dict[str, tuple[Tensor, list[dict]]] = {}
+        rows: dict[str, list[dict]] = {}
+        for row in read_manifest(candidates):
+            rows.setdefault(row["prompt"], []).append(row)
+        for prompt, own in rows.items():
+            signatures = [self._signature(read_video(row["path"])[0].float() / 255) for row in own]
+            self._of_prompt[prompt] = torch.stack(signatures), own
+
+    def __call__(self, frames: Tensor, prompt: str, fps: float) -> dict[str, float]:
+        from annotation.records import DIMENSIONS
+        from rlhf.corruptions import corrupted_gold
+
+        signatures, rows = self._of_prompt[prompt]
+        nearest = int((signatures - self._signature(frames)).square().mean(1).argmin())
+        row = rows[nearest]
+        return corrupted_gold(row["corruption"], row["strength"], DIMENSIONS)
+
+    @staticmethod
+    def _signature(frames: Tensor) -> Tensor:
+        import torch.nn.functional as F
+
+        return F.adaptive_avg_pool3d(frames[None], _SIGNATURE).flatten()

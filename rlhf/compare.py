@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Gold = Callable[["Tensor", str, float], Mapping[str, float]]
 """(frames [3, F, H, W], prompt, fps) -> a value in [0, 1] per gold dimension, and "motion_amplitude"."""
 COMPARISON_VERSION = 1
+PAIR_SEEDS = 2
+"""Clips per prompt and side that are written as videos."""
 AMPLITUDE = "motion/amplitude"
 """Mean absolute difference of neighbouring frames: no gold and no reward, so it exists for real clips too."""
 
@@ -124,14 +126,15 @@ def compare(
     keep = {
         index * config.seeds_per_prompt + draw: f"{number:02d}_{draw}"
         for number, index in enumerate(chosen)
-        for draw in range(config.seeds_per_prompt)
+        for draw in range(min(config.seeds_per_prompt, PAIR_SEEDS))
     }
     out.mkdir(parents=True, exist_ok=True)
+    models = {"before": load_generator(before), "after": load_generator(after)}
     sides = {}
-    for side, folder in (("before", before), ("after", after)):
+    for side, model in models.items():
         sides[side] = _measure_generator(
             config,
-            load_generator(folder),
+            model,
             low_res,
             repeated,
             seeds,
@@ -148,7 +151,9 @@ def compare(
     measures = {name: _difference(config, values) for name, values in per_prompt.items()}
     report = {
         "schema_version": COMPARISON_VERSION,
-        "role": load_generator(after).role,
+        "role": models["after"].role,
+        "fps": models["after"].fps,
+        "num_frames": models["after"].frame_shape[0],
         "num_prompts": len(prompts),
         "seeds_per_prompt": config.seeds_per_prompt,
         "resamples": config.resamples,
@@ -161,8 +166,13 @@ def compare(
             {
                 "prompt": prompts[index],
                 "seed": seeds[index * config.seeds_per_prompt],
-                "before": f"pairs/{number:02d}_0_before.mp4",
-                "after": f"pairs/{number:02d}_0_after.mp4",
+                "clips": {
+                    side: [
+                        f"pairs/{number:02d}_{draw}_{side}.mp4"
+                        for draw in range(min(config.seeds_per_prompt, PAIR_SEEDS))
+                    ]
+                    for side in sides
+                },
                 "measures": {
                     name: [
                         sides[side][name][index * config.seeds_per_prompt]

@@ -135,7 +135,7 @@ def _header(record: LoopRecord, runs: Sequence[str]) -> str:
     ]
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in data["notes"])
     failed = [
-        f"{LABELS_RUN[run]}: {_measure_label(c['measure'])}"
+        f"{LABELS_RUN[run]}: {measure_label(c['measure'])}"
         for run in runs
         for c in _comparison(record, run)["checks"]
         if c["status"] == "fail"
@@ -174,7 +174,7 @@ def _verdict(record: LoopRecord, run: str) -> str:
             widest = max(abs(check["low"]), abs(check["high"]), abs(check["threshold"]), 1e-9)
             limits[source] = max(limits.get(source, 0.0), widest)
     for check in comparison["checks"]:
-        label = escape(_measure_label(check["measure"]))
+        label = escape(measure_label(check["measure"]))
         if check["status"] == "not_measured":
             rows.append(
                 f"<tr><td>{label}</td><td colspan='5' class='muted'>{escape(check['reason'])}</td>"
@@ -197,7 +197,7 @@ def _verdict(record: LoopRecord, run: str) -> str:
         )
     checked = {check["measure"] for check in comparison["checks"]}
     others = [
-        f"<tr><td>{escape(_measure_label(name))}</td><td class='n'>{_fixed(m['before'])}</td><td class='n'>{_fixed(m['after'])}</td>"
+        f"<tr><td>{escape(measure_label(name))}</td><td class='n'>{_fixed(m['before'])}</td><td class='n'>{_fixed(m['after'])}</td>"
         f"<td class='n'>{_signed(m['difference'])}</td><td class='n muted'>{_signed(m['low'])} to {_signed(m['high'])}</td></tr>"
         for name, m in comparison["measures"].items()
         if name not in checked
@@ -225,9 +225,9 @@ def _curves(record: LoopRecord, run: str) -> str:
     for name in curve_names(rows, "reward"):
         series = reward_series(rows, name)
         key = max(key, series, key=len)
-        charts.append(line_chart(series, title=_label(name), mark_x=kept))
+        charts.append(line_chart(series, title=label_of(name), mark_x=kept))
     gold = [
-        line_chart([gold_series(gold_rows, name)], title=_label(name), mark_x=kept)
+        line_chart([gold_series(gold_rows, name)], title=label_of(name), mark_x=kept)
         for name in curve_names(gold_rows, "gold")
     ]
     gold_html = (
@@ -293,11 +293,11 @@ def _clips(record: LoopRecord, run: str) -> str:
     for pair in comparison["pairs"]:
         sides = []
         for side in ("before", "after"):
-            path = folder / pair[side]
+            path = folder / pair["clips"][side][0]
             sides.append(f"<figure>{embed_clip(path)}<figcaption>{side}</figcaption></figure>")
         main = "gold/composite" if comparison["has_gold"] else "held_out/total"
         before, after = pair["measures"][main]
-        score = f"{_measure_label(main)} {_fixed(before, 2)} → {_fixed(after, 2)}"
+        score = f"{measure_label(main)} {_fixed(before, 2)} → {_fixed(after, 2)}"
         cards.append(
             f"<div class='pair'><div class='two'>{''.join(sides)}</div><p class='prompt'>{escape(pair['prompt'])}</p>"
             f"<p class='muted'>{escape(score)}, noise seed {pair['seed']}</p></div>"
@@ -350,7 +350,7 @@ def _rewards(record: LoopRecord) -> str:
         if evaluation is None:
             continue
         rows = "".join(
-            f"<tr><td>{escape(_label(dimension))}</td><td class='n'><b>{_fixed(r['accuracy'], 3)}</b><br><small class='muted'>"
+            f"<tr><td>{escape(label_of(dimension))}</td><td class='n'><b>{_fixed(r['accuracy'], 3)}</b><br><small class='muted'>"
             f"{_fixed(r['low'], 3)} to {_fixed(r['high'], 3)}</small></td><td class='n'>{r['n']}</td>"
             f"<td class='n'>{_fixed(r['chance'], 3)}</td><td class='n'>{_fixed(r.get('stage_identity'), 3)}</td>"
             f"<td class='n'>{_fixed(r.get('sharpness'), 3)}</td><td class='n'>{_fixed(r.get('ceiling'), 3)}</td></tr>"
@@ -429,13 +429,15 @@ def _method(record: LoopRecord) -> str:
 # --- words and numbers -----------------------------------------------------------------------------------------------
 
 
-def _label(name: str) -> str:
+def label_of(name: str) -> str:
+    """A dimension in words."""
     return LABELS.get(name, name.replace("_", " ").capitalize())
 
 
-def _measure_label(name: str) -> str:
+def measure_label(name: str) -> str:
+    """A measure such as "gold/composite" in words."""
     source, _, dimension = name.partition("/")
-    return f"{_label(dimension)} ({SOURCES.get(source, source)})"
+    return f"{label_of(dimension)} ({SOURCES.get(source, source)})"
 
 
 def _fixed(value: float | None, digits: int = 3) -> str:

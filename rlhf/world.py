@@ -17,6 +17,7 @@ from reelhf.config import Config
 from reelhf.errors import UserError
 
 if TYPE_CHECKING:
+    from rlhf.candidates import CandidatesConfig
     from rlhf.compare import Gold
 
 MIN_CAPTIONS = 4
@@ -62,6 +63,42 @@ class World:
     """Ground truth; None for real clips, which have none."""
     notes: tuple[str, ...] = ()
     """What a reader of the results has to know, in whole sentences."""
+    corrupted_candidates: bool = False
+    """Judge windows of the real clips and corrupted copies instead of generated clips: all that a simulated annotator can."""
+
+    @property
+    def gold_source(self) -> tuple[str, ...]:
+        """Modules that the gold measurement depends on."""
+        return () if self.gold is None else ("generator.toygold",)
+
+    def make_candidates(
+        self, config: CandidatesConfig, *, stages: dict[str, Path], out: Path
+    ) -> Path:
+        """Clips for the feedback prompts, then for the held-out prompts; one task each."""
+        from rlhf.candidates import make_candidates, make_corrupted_candidates
+
+        prompts = [*self.prompts.feedback, *self.prompts.held_out]
+        if self.corrupted_candidates:
+            assert self.clips is not None
+            return make_corrupted_candidates(
+                config, clips=self.clips, like=stages["refiner"], prompts=prompts, out=out
+            )
+        return make_candidates(config, stages=stages, prompts=prompts, out=out)
+
+    def annotator_view(self, candidates: Path) -> Gold:
+        """What a perfect annotator would see in a candidate clip.
+
+        Raises: UserError where nobody but a person can tell.
+        """
+        if self.gold is not None:
+            return self.gold
+        if self.corrupted_candidates:
+            from rlhf.candidates import CorruptionOracle
+
+            return CorruptionOracle(candidates)
+        raise UserError(
+            "generated clips of real prompts have no gold; only a person can judge them"
+        )
 
 
 def toy_world(config: PromptsConfig) -> World:
@@ -86,22 +123,28 @@ def toy_world(config: PromptsConfig) -> World:
     )
 
 
-def real_world(config: PromptsConfig, clips: Path) -> World:
+def real_world(config: PromptsConfig, clips: Path, *, corrupted_candidates: bool) -> World:
     """The captions of a folder of real clips, split so that no caption has two uses. There is no gold."""
     from reelhf.clips import load_clip_folder
 
     prompts = split_captions([entry.caption for entry in load_clip_folder(clips)], config)
     few = len(prompts.test)
+    known = (
+        "The simulated annotators only rank real windows against named corruptions and swapped captions, so the rewards know no "
+        "more than that; people have to judge the rest."
+        if corrupted_candidates
+        else "What people judged is all there is."
+    )
     return World(
         clips,
         prompts,
         None,
         (
-            "These are real clips: they have no gold. The simulated annotators only rank real windows against named corruptions and "
-            "swapped captions, so the rewards know no more than that; people have to judge the rest.",
+            f"These are real clips: they have no gold. {known}",
             f"The folder has {len(set(prompts.training + prompts.held_out + prompts.validation + prompts.test))} distinct captions, "
             f"{few} of them kept for the final comparison.",
         ),
+        corrupted_candidates,
     )
 
 

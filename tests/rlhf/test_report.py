@@ -154,15 +154,13 @@ def _write_comparison(folder: Path, run: str, gold: bool, size: int) -> None:
         }
     }
     main = "gold/composite" if gold else "held_out/total"
-    pair = {
-        "prompt": "A red <ring>.",
-        "seed": 7,
-        "before": "pairs/00_before.mp4",
-        "after": "pairs/00_after.mp4",
-    }
+    pair = {"prompt": "A red <ring>.", "seed": 7}
+    pair["clips"] = {side: [f"pairs/00_{side}.mp4"] for side in ("before", "after")}
     comparison = {
         "schema_version": 1,
         "role": run,
+        "fps": 8.0,
+        "num_frames": 5,
         "num_prompts": 64,
         "seeds_per_prompt": 2,
         "resamples": 4000,
