@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,6 +43,7 @@ from reelhf.engine import (
     world_size,
 )
 from reelhf.errors import UserError
+from reelhf.hashing import content_hash
 from reelhf.progress import track
 from reelhf.run import RunFolder
 from reelhf.video import write_video
@@ -159,7 +160,7 @@ class DirectConfig(Config):
 
 
 class DirectRun(DirectConfig):
-    """The same with the paths of what it reads and writes: one YAML, one run."""
+    """The same with the paths of what it reads: one YAML, one run."""
 
     generator: Path
     """Folder of the generator to improve: a base, or an accelerated refiner."""
@@ -175,12 +176,10 @@ class DirectRun(DirectConfig):
     """Refiner: the base generator that makes its low-resolution clips."""
     clips: Path | None = None
     """Folder of captioned clips for `flow_matching_weight`."""
-    out: Path
-    """The run folder."""
 
 
-def run_direct(run: DirectRun) -> Path:
-    """`train_direct` from one config with paths."""
+def run_direct(run: DirectRun, *, out: Path) -> Path:
+    """`train_direct` from one config with paths; what `reelhf rlhf train` calls."""
     settings = run.model_dump(include=set(DirectConfig.model_fields))
     return train_direct(
         DirectConfig.model_validate(settings),
@@ -191,7 +190,7 @@ def run_direct(run: DirectRun) -> Path:
         validation_prompts=read_prompts(run.validation_prompts),
         low_res_generator=run.low_res_generator,
         clips=run.clips,
-        out=run.out,
+        out=out,
     )
 
 
@@ -224,6 +223,9 @@ def train_direct(
 
     init_distributed()
     settings = (config.reward_weights, config.reward_cap, config.max_reward_gradient)
+    folders = {"generator": generator, "rewards": rewards, "held_out": held_out}
+    folders |= {"low_res_generator": low_res_generator} if low_res_generator else {}
+    folders |= {"clips": clips} if clips else {}
     return maximise_reward(
         config,
         backbone=load_generator(generator),
@@ -233,6 +235,7 @@ def train_direct(
         validation_prompts=validation_prompts,
         base=None if low_res_generator is None else load_generator(low_res_generator),
         clips=clips,
+        inputs={name: content_hash(folder) for name, folder in folders.items()},
         out=out,
     )
 
@@ -248,8 +251,12 @@ def maximise_reward(
     out: Path,
     base: VideoBackbone | None = None,
     clips: Path | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> Path:
-    """The run itself, on models in memory. `DirectRun` says what the arguments are; returns `out/best`."""
+    """The run itself, on models in memory. `DirectRun` says what the arguments are; returns `out/best`.
+
+    `inputs` (name -> content hash) are kept in every checkpoint: a run goes on only with what it began with.
+    """
     check_inputs(config, backbone, prompts, validation_prompts, base, clips)
     init_distributed()
     seed_everything(config.seed)
@@ -271,7 +278,8 @@ def maximise_reward(
         EngineConfig(zero_stage=config.zero_stage, bf16=config.bf16, micro_batch_size=batch_size),
     )
     monitor = HackingMonitor(config.hacking, validation_ranges(reward))
-    state = load_state(run, engine, ema, monitor)
+    prompt_hashes = {"prompts": content_hash([list(prompts), list(validation_prompts)])}
+    state = load_state(run, engine, ema, monitor, {**(inputs or {}), **prompt_hashes})
 
     def velocity(
         denoiser: nn.Module | Engine, noisy: Tensor, sigma: Tensor, batch: Examples
@@ -525,6 +533,8 @@ class TrainState:
     best_step: int = 0
     first: dict[str, float] | None = None
     """Validation metrics at the start: gains are measured from here."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """Content hashes of the generator, the rewards, and whatever else the run began with."""
 
 
 def save_state(
@@ -537,17 +547,25 @@ def save_state(
         torch.save(ema.state_dict(), folder / "ema.pt")
 
 
-def load_state(run: RunFolder, engine: Engine, ema: Ema, monitor: HackingMonitor) -> TrainState:
-    """The state of the newest checkpoint, or a fresh one."""
+def load_state(
+    run: RunFolder, engine: Engine, ema: Ema, monitor: HackingMonitor, inputs: dict[str, str]
+) -> TrainState:
+    """The state of the newest checkpoint, or a fresh one; UserError if the run began with other inputs."""
     found = run.latest_checkpoint()
     if found is None:
-        return TrainState()
+        return TrainState(inputs=inputs)
     _, folder = found
     client = engine.load(folder)
+    state = TrainState(**client["state"])
+    for name in sorted(inputs.keys() | state.inputs.keys()):
+        if inputs.get(name) != state.inputs.get(name):
+            raise UserError(
+                f"{run.path} holds a run that began with another '{name}'; choose another --out, or give it the same"
+            )
     ema.load_state_dict(torch.load(folder / "ema.pt", weights_only=True))
     monitor.load_state_dict(client["monitor"])
     set_rng_state(client["rng"])
-    return TrainState(**client["state"])
+    return state
 
 
 def save_policy(backbone: VideoBackbone, denoiser: nn.Module, folder: Path) -> None:
