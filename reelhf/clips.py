@@ -71,7 +71,7 @@ def load_clip_folder(folder: str | Path) -> list[ClipEntry]:
     else:
         rows = [
             {
-                "path": video.name,
+                "path": video.relative_to(folder).as_posix(),
                 "caption": video.with_suffix(".txt").read_text(encoding="utf-8").strip(),
             }
             for video in _videos(folder)
@@ -79,7 +79,9 @@ def load_clip_folder(folder: str | Path) -> list[ClipEntry]:
         ]
     captioned = {(folder / row["path"]).resolve() for row in rows}
     videos = _videos(folder)
-    bare = [video.name for video in videos if video.resolve() not in captioned]
+    bare = [
+        video.relative_to(folder).as_posix() for video in videos if video.resolve() not in captioned
+    ]
     if not videos:
         raise UserError(
             f"{folder} holds no videos; expected names ending in {', '.join(VIDEO_SUFFIXES)}."

@@ -5,6 +5,7 @@ Frames are `[3, F, H, W]`, RGB. Colours are written as BT.709, limited range, an
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -149,7 +150,8 @@ def write_video(path: str | Path, frames: Tensor, fps: float, *, crf: int = 14) 
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink()
 
 
 def _to_pictures(frames: Tensor, *, even: bool) -> np.ndarray:
