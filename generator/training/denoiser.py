@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -70,6 +71,8 @@ class TaskMixConfig(Config):
 class DenoiserTrainConfig(Config):
     """One stage of training, base or refiner."""
 
+    stage: Literal["base", "refiner"] = "base"
+    """Which of the two the command line trains."""
     architecture: DiTConfig = DiTConfig()
     """Of a base; a refiner takes its base's. Channels and text width follow the VAE and the text encoder."""
     num_frames: PositiveInt = 9
@@ -353,7 +356,7 @@ def _train(config: DenoiserTrainConfig, backbone: DiTGenerator, data: LatentSet,
         ),
     )
     identity = _identity(config, data)
-    start = _resume(run, engine, ema, identity)
+    start = resume_state(run, engine, ema, identity)
 
     steps = range(start, config.num_steps)
     for step in track(steps, label=f"training the {backbone.role}"):
@@ -378,7 +381,9 @@ def _train(config: DenoiserTrainConfig, backbone: DiTGenerator, data: LatentSet,
         if config.num_samples and (done % config.sample_every == 0 or done == config.num_steps):
             _save_samples(config, backbone, ema, validation, run, done)
         if done % config.save_every == 0 or done == config.num_steps:
-            run.save_checkpoint(done, lambda folder: _save(folder, engine, ema, identity), keep=2)
+            run.save_checkpoint(
+                done, lambda folder: save_state(folder, engine, ema, identity), keep=2
+            )
 
     folder = run.path / "generator"
     if is_main():
@@ -399,13 +404,14 @@ def _identity(config: DenoiserTrainConfig, data: LatentSet) -> str:
     return content_hash(config.model_dump(mode="json", exclude=free), data.captions, len(data))
 
 
-def _save(folder: Path, engine: Engine, ema: Ema, identity: str) -> None:
+def save_state(folder: Path, engine: Engine, ema: Ema, identity: str) -> None:
+    """What `resume_state` restores; every rank calls it inside `RunFolder.save_checkpoint`."""
     engine.save(folder / "engine", {"identity": identity})
     if is_main():
         torch.save(ema.state_dict(), folder / "ema.pt")
 
 
-def _resume(run: RunFolder, engine: Engine, ema: Ema, identity: str) -> int:
+def resume_state(run: RunFolder, engine: Engine, ema: Ema, identity: str) -> int:
     """Restore the last checkpoint, if there is one; the number of steps already made."""
     latest = run.latest_checkpoint()
     if latest is None:
