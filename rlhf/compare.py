@@ -65,7 +65,7 @@ class Interval:
     high: float
 
 
-def paired_bootstrap(
+def mean_interval(
     differences: Sequence[float], *, resamples: int = 4000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
     """Mean of paired differences with a percentile interval from resampling the pairs.
@@ -74,17 +74,15 @@ def paired_bootstrap(
         differences: one per prompt, finite, at least two.
     Source: Efron & Tibshirani (1993), ch. 13.
     """
-    import numpy as np
+    import torch
 
-    values = np.asarray(differences, dtype=np.float64)
-    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
-        raise ValueError(
-            f"expected at least two finite differences in one row, got shape {values.shape}"
-        )
-    draws = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(values[draws].mean(1), [tail, 1 - tail])
-    return Interval(float(values.mean()), float(low), float(high))
+    from distill.losses import paired_bootstrap
+
+    values = torch.tensor(differences, dtype=torch.float64)
+    if values.ndim != 1 or len(values) < 2 or not values.isfinite().all():
+        raise ValueError(f"expected at least two finite differences in one row, got {differences}")
+    low, high = paired_bootstrap(values, num_resamples=resamples, level=confidence, seed=seed)
+    return Interval(float(values.mean()), low, high)
 
 
 def compare(
@@ -324,7 +322,7 @@ def _difference(config: CompareConfig, values: Mapping[str, Sequence[float]]) ->
             "high": math.inf,
             "n": 0,
         }
-    interval = paired_bootstrap(
+    interval = mean_interval(
         [a - b for b, a in pairs],
         resamples=config.resamples,
         confidence=config.confidence,

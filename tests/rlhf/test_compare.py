@@ -7,11 +7,11 @@ import random
 
 import pytest
 
-from rlhf.compare import CompareConfig, _difference, _prompt_means, paired_bootstrap, run_checks
+from rlhf.compare import CompareConfig, _difference, _prompt_means, mean_interval, run_checks
 
 
 def test_interval_of_a_constant_difference_is_that_difference():
-    interval = paired_bootstrap([0.3] * 20)
+    interval = mean_interval([0.3] * 20)
     assert interval.mean == interval.low == interval.high == pytest.approx(0.3)
 
 
@@ -19,7 +19,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     rng = random.Random(0)
     covered = 0
     for trial in range(200):
-        interval = paired_bootstrap(
+        interval = mean_interval(
             [rng.gauss(0.5, 1.0) for _ in range(64)], resamples=400, seed=trial
         )
         covered += interval.low <= 0.5 <= interval.high
@@ -29,15 +29,15 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
 def test_interval_narrows_with_the_number_of_prompts():
     rng = random.Random(1)
     values = [rng.gauss(0, 1) for _ in range(256)]
-    few, many = paired_bootstrap(values[:16]), paired_bootstrap(values)
+    few, many = mean_interval(values[:16]), mean_interval(values)
     assert many.high - many.low < (few.high - few.low) / 2
 
 
 def test_bootstrap_refuses_what_it_cannot_resample():
     with pytest.raises(ValueError, match="at least two finite"):
-        paired_bootstrap([1.0])
+        mean_interval([1.0])
     with pytest.raises(ValueError, match="at least two finite"):
-        paired_bootstrap([1.0, math.nan])
+        mean_interval([1.0, math.nan])
 
 
 def test_seeds_are_averaged_before_prompts_are_compared_and_invalid_clips_left_out():
