@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from reelhf.config import Config
 from rewards.base import FrameSelection
 from rewards.module import RewardModule
-from rewards.preprocess import HALF_MEAN, HALF_STD, fit_area, normalise, resize
+from rewards.preprocess import HALF_MEAN, HALF_STD, fit_area, normalise, resize, stratified_frames
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, SiglipVisionConfig
@@ -63,20 +63,6 @@ def tiny_siglip_config(config: AestheticConfig) -> SiglipVisionConfig:
         num_attention_heads=config.num_heads,
         image_size=int(config.area**0.5),
         patch_size=config.patch_size,
-    )
-
-
-def stratified_frames(
-    num_frames: int, count: int, generator: torch.Generator | None = None
-) -> Tensor:
-    """One index per equal stretch of the clip, long, ascending and distinct; the middles when generator is None."""
-    count = min(count, num_frames)
-    edges = torch.arange(count + 1) * num_frames // count  # every stretch holds at least one frame
-    position = (
-        torch.full((count,), 0.5) if generator is None else torch.rand(count, generator=generator)
-    )
-    return edges[:-1] + (position * (edges[1:] - edges[:-1])).long().clamp_max(
-        edges[1:] - edges[:-1] - 1
     )
 
 

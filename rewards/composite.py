@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reelhf.errors import UserError, did_you_mean
 from torch import Tensor, nn
 
+from reelhf.errors import UserError, did_you_mean
 from rewards.base import CompositeScores, FrameSelection, RewardModel
 
 MODEL_FOLDERS = ("foundational", "motion", "aesthetic")

@@ -18,6 +18,7 @@ from pydantic import PositiveInt, field_validator
 from torch import Tensor, nn
 
 from reelhf.config import Config
+from rewards.base import FrameSelection
 from rewards.module import RewardModule
 from rewards.preprocess import (
     CLIP_MEAN,
@@ -27,6 +28,7 @@ from rewards.preprocess import (
     pad_frames,
     patchify_qwen,
     resize,
+    stratified_frames,
 )
 from rewards.tokens import (
     IMAGE_PAD,
@@ -67,6 +69,8 @@ class FoundationalConfig(Config):
     """Side of a vision patch in pixels; 2x2 of them and 2 frames make one token."""
     area: PositiveInt = 64 * 64
     """Pixels per frame after the resize; the aspect ratio is kept."""
+    num_frames: PositiveInt = 6
+    """Frames looked at per clip, one per equal stretch of it."""
     vocab_size: PositiveInt = 640
     """Tokens of the tokenizer trained on the captions."""
     max_text_tokens: PositiveInt = 128
@@ -166,6 +170,11 @@ class FoundationalReward(RewardModule):
         self.after = [self.reward_ids[n] for n in AFTER_PROMPT if n in self.reward_ids]
         self.vision_ids = (token(VISION_START), token(VIDEO_PAD), token(VISION_END))
 
+    def select(
+        self, num_frames: int, fps: float, generator: torch.Generator | None = None
+    ) -> FrameSelection:
+        return FrameSelection(stratified_frames(num_frames, self.config.num_frames, generator))
+
     def hidden_states(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,20 +224,25 @@ class FoundationalReward(RewardModule):
         log_probs = F.log_softmax(logits, dim=-1).gather(-1, ids[:, first:, None]).squeeze(-1)
         return F.pad(log_probs, (first, 0)) * is_prompt
 
-    def values(
+    def values_and_log_probs(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw logits [B, D], log-probabilities of the prompt's tokens [B, L] and which tokens those are [B, L]."""
         states, ids, is_prompt = self.hidden_states(frames, fps, prompts)
-        values, parts = [], {}
+        log_probs = self.prompt_log_probs(states, ids, is_prompt)
+        # the whole prompt, and its least expected word (soft-min); tens of nats, so scaled towards one
+        surprise = torch.stack([log_probs.sum(1), -torch.logsumexp(-log_probs, dim=1)], dim=1) / 10
+        values = []
         for name in self.dimensions:
             at = (ids == self.reward_ids[name]).float().argmax(1)
             features = states[torch.arange(len(ids), device=ids.device), at]
             if name in AFTER_PROMPT:
-                log_probs = self.prompt_log_probs(states, ids, is_prompt)  # [B, L]
-                surprise = torch.stack(
-                    [log_probs.sum(1), -torch.logsumexp(-log_probs, dim=1)], dim=1
-                )  # the whole prompt, and its least expected word (soft-min)
                 features = torch.cat([features, surprise], dim=1)
-                parts["prompt_log_prob"] = surprise[:, 0].detach()
             values.append(self.heads[name](features))
-        return torch.cat(values, dim=1), parts
+        return torch.cat(values, dim=1), log_probs, is_prompt
+
+    def values(
+        self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        values, log_probs, _ = self.values_and_log_probs(frames, fps, prompts)
+        return values, {"prompt_log_prob": log_probs.sum(1).detach()}

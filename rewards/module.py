@@ -87,6 +87,9 @@ class RewardModule(nn.Module):
             valid.view(-1, 1, 1, 1, 1), frames, 0.0
         )  # NaN must not reach the other clips' gradient
         fps = torch.as_tensor(fps, dtype=torch.float32, device=frames.device).expand(len(frames))
+        if selection.indices is not None and len(selection.indices) > 1:
+            span = selection.indices[-1] - selection.indices[0]
+            fps = fps * (len(selection.indices) - 1) / span  # the rate of the frames that are left
         values, parts = self.values(clamp_straight_through(clean), fps, list(prompts))
         valid = valid & values.detach().isfinite().all(dim=1)
         return RewardScores(values.masked_fill(~valid[:, None], float("nan")), valid, None, parts)

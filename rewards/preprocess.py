@@ -86,3 +86,17 @@ def patchify_qwen(
     #               b  t  h/m w/m m_h m_w c  tp p_h p_w
     x = x.permute(0, 2, 4, 7, 5, 8, 1, 3, 6, 9)
     return x.reshape(batch * t * h * w, channels * temporal * patch * patch), (t, h, w)
+
+
+def stratified_frames(
+    num_frames: int, count: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """One index per equal stretch of the clip, long, ascending and distinct; the middles when generator is None."""
+    count = min(count, num_frames)
+    edges = torch.arange(count + 1) * num_frames // count  # every stretch holds at least one frame
+    position = (
+        torch.full((count,), 0.5) if generator is None else torch.rand(count, generator=generator)
+    )
+    return edges[:-1] + (position * (edges[1:] - edges[:-1])).long().clamp_max(
+        edges[1:] - edges[:-1] - 1
+    )

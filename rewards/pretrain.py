@@ -1,0 +1,385 @@
+"""Pre-training of the three backbones on captioned clips, for machines where no weights can be downloaded.
+
+    foundational  captioning; its heads: right against swapped captions, less against more spoiled bodies
+    motion        masked latent prediction; its probe: right against wrong motion for the caption
+    aesthetic     contrastive image-text; its head: less against more spoiled pictures
+
+Clips and captions only: no human vote, no measured quality. The spoilings are those of `rewards.degrade`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Generator, Tensor, nn
+
+from reelhf.config import Config
+from rewards.aesthetic import AestheticConfig, AestheticReward
+from rewards.degrade import degrade
+from rewards.foundational import FoundationalConfig, FoundationalReward
+from rewards.losses import bradley_terry_loss
+from rewards.module import RewardModule
+from rewards.motion import MotionConfig, MotionReward, TextTower
+from rewards.tokens import encode_texts, pad_right, train_tokenizer
+
+
+class StageConfig(Config):
+    """How long one backbone is pre-trained."""
+
+    num_steps: PositiveInt
+    """Optimizer steps."""
+    batch_size: PositiveInt
+    """Clips per step."""
+    lr: PositiveFloat = 2e-3
+    """Peak learning rate of AdamW; warms up over a tenth of the steps, then falls as a cosine."""
+
+
+class PretrainConfig(Config):
+    """The three backbones and how each is pre-trained."""
+
+    foundational: FoundationalConfig = FoundationalConfig()
+    """The vision-language model."""
+    motion: MotionConfig = MotionConfig()
+    """The video encoder."""
+    aesthetic: AestheticConfig = AestheticConfig()
+    """The image encoder."""
+    foundational_stage: StageConfig = StageConfig(num_steps=160, batch_size=16)
+    """Captioning and its heads."""
+    motion_stage: StageConfig = StageConfig(num_steps=150, batch_size=16)
+    """Masked prediction and its probe."""
+    aesthetic_stage: StageConfig = StageConfig(num_steps=120, batch_size=16)
+    """Contrastive learning and its head."""
+    num_frames: PositiveInt = 9
+    """Frames per window cut from the clips."""
+    fps: PositiveFloat = 8.0
+    """Frames per second of the windows."""
+    size: PositiveInt = 128
+    """Height and width of the windows in pixels."""
+    max_windows: PositiveInt = 1024
+    """Windows used at most."""
+    spoil: float = Field(0.7, ge=0, le=1)
+    """How far clips are spoiled at most while learning to caption them: generated clips are not clean either."""
+    seed: int = 0
+    """Of weights and batches."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips drawn for one step."""
+
+    index: Tensor
+    """Which windows, long [B]."""
+    frames: Tensor
+    """float [B, 3, F, H, W] in [0, 1]."""
+
+
+def pretrain_backbones(config: PretrainConfig, clips: Path, out: Path) -> Path:
+    """Pre-train and save out/foundational, out/motion and out/aesthetic; an identical finished run is kept.
+
+    Args:
+        clips: folder of captioned videos (`reelhf.clips`).
+    """
+    from reelhf.clips import load_clip_folder, load_windows
+    from reelhf.engine import seed_everything
+    from reelhf.hashing import content_hash
+    from reelhf.run import write_text_atomic
+
+    entries = load_clip_folder(clips)
+    key = content_hash(config, [[str(e.path), e.caption, e.start_frame] for e in entries])
+    stamp = Path(out) / "pretrain.sha256"
+    if stamp.is_file() and stamp.read_text() == key:
+        return Path(out)
+    windows = load_windows(
+        entries,
+        num_frames=config.num_frames,
+        fps=config.fps,
+        size=(config.size, config.size),
+        max_windows=config.max_windows,
+        seed=config.seed,
+    )
+    seed_everything(config.seed)
+    tokenizer = train_tokenizer(
+        windows.captions,
+        vocab_size=config.foundational.vocab_size,
+        dimensions=config.foundational.dimensions,
+    )
+    models: dict[str, RewardModule] = {
+        "foundational": FoundationalReward(config.foundational, tokenizer),
+        "motion": MotionReward(config.motion, tokenizer),
+        "aesthetic": AestheticReward(config.aesthetic, tokenizer),
+    }
+    small = shrink_windows(windows.frames, config.foundational.area)
+    for name, model in models.items():
+        started = time.monotonic()
+        pretrain = {
+            "foundational": pretrain_foundational,
+            "motion": pretrain_motion,
+            "aesthetic": pretrain_aesthetic,
+        }[name]
+        frames = windows.frames if name == "aesthetic" else small
+        pretrain(model, config, frames, windows.captions)
+        model.save(Path(out) / name)
+        print(f"  {name}: pre-trained in {time.monotonic() - started:.0f} s", flush=True)
+    write_text_atomic(stamp, key)
+    return Path(out)
+
+
+def shrink_windows(frames: Tensor, area: int) -> Tensor:
+    """uint8 windows [N, 3, F, H, W] at about `area` pixels, so that each step does not shrink them again."""
+    factor = max(1, math.isqrt(frames.shape[-1] * frames.shape[-2] // area))
+    if factor == 1:
+        return frames
+    return torch.stack([F.avg_pool2d(w.float(), factor).round().byte() for w in frames])
+
+
+def batches(
+    frames: Tensor, stage: StageConfig, generator: Generator, label: str
+) -> Iterator[Batch]:
+    """Batches without replacement within an epoch, with a progress bar."""
+    from reelhf.progress import track
+
+    order = torch.empty(0, dtype=torch.long)
+    size = min(stage.batch_size, len(frames))
+    for _ in track(range(stage.num_steps), label=label, total=stage.num_steps):
+        if len(order) < size:
+            order = torch.randperm(len(frames), generator=generator)
+        index, order = order[:size], order[size:]
+        yield Batch(index, frames[index].float() / 255)
+
+
+class CosineAdamW:
+    """AdamW with warm-up, cosine decay and a gradient norm of at most 1."""
+
+    def __init__(self, parameters: Iterator[nn.Parameter], stage: StageConfig) -> None:
+        self.parameters = list(parameters)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=stage.lr, betas=(0.9, 0.98), weight_decay=0.02
+        )
+        warm = max(1, stage.num_steps // 10)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: min(
+                (step + 1) / warm, 0.5 * (1 + math.cos(math.pi * step / stage.num_steps)) + 0.02
+            ),
+        )
+
+    def step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+
+
+def spoil_lightly(frames: Tensor, most: float, generator: Generator) -> Tensor:
+    """Nuisance: each clip loses some looks, by a random amount, none in a third of the cases."""
+    severity = torch.rand(len(frames), generator=generator) * 1.5 - 0.5
+    return degrade(frames, "aesthetic_quality", severity.clamp_min(0) * most, generator)
+
+
+def spoiled_pair(
+    frames: Tensor, dimension: str, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Two copies spoiled in one dimension, and how much more the second is: (less, more, difference [B])."""
+    low, high = torch.rand(2, len(frames), generator=generator).sort(dim=0).values
+    low = low * (torch.rand(len(frames), generator=generator) < 0.6)
+    return (
+        degrade(frames, dimension, low, generator),
+        degrade(frames, dimension, high, generator),
+        high - low,
+    )
+
+
+def ranking_loss(better: Tensor, worse: Tensor, margin: Tensor) -> Tensor:
+    """Bradley-Terry on pairs whose order is known, each counted by how far apart the two are. Scores [B]."""
+    return (bradley_terry_loss(better, worse) * margin).sum() / margin.sum().clamp_min(1e-6)
+
+
+def swapped_captions(
+    index: Tensor, prompts: list[list[int]], generator: Generator, *, candidates: int = 24
+) -> list[list[int]]:
+    """A wrong caption per clip: of a few random other ones, the most alike in half of the cases.
+
+    Captions are compared as sets of tokens; one equal to the right caption is never taken.
+    """
+    chosen = []
+    for own in index.tolist():
+        right = set(prompts[own])
+        draws = torch.randint(len(prompts), (candidates,), generator=generator).tolist()
+        others = [prompts[i] for i in draws if prompts[i] != prompts[own]] or [prompts[own][::-1]]
+        alike = bool(torch.rand((), generator=generator) < 0.5)
+        pick = max(others, key=lambda o: len(right & set(o)) / len(right | set(o)))
+        chosen.append(pick if alike else others[0])
+    return chosen
+
+
+def pretrain_foundational(
+    model: FoundationalReward, config: PretrainConfig, frames: Tensor, captions: list[str]
+) -> None:
+    """Captioning of spoiled clips; right against swapped captions; less against more spoiled bodies."""
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = CosineAdamW(model.parameters(), config.foundational_stage)
+    prompts = model.encode_prompts(captions)
+    rows = {name: i for i, name in enumerate(model.dimensions)}
+    stage = config.foundational_stage
+    model.train()
+    for step, batch in enumerate(batches(frames, stage, generator, "pre-train foundational")):
+        selection = model.select(frames.shape[2], config.fps, generator)
+        clip = selection.apply(batch.frames)
+        fps = torch.full((len(clip),), config.fps * clip.shape[2] / frames.shape[2])
+        right = [prompts[i] for i in batch.index.tolist()]
+        if (
+            step < stage.num_steps * 0.6
+        ):  # captioning alone comes first: the heads need something to read
+            seen = spoil_lightly(clip, config.spoil, generator)
+            states, ids, is_prompt = model.hidden_states(seen, fps, right)
+            log_probs = model.prompt_log_probs(states, ids, is_prompt)
+            optimizer.step(-log_probs.sum() / is_prompt.sum())
+            continue
+        less, more, margin = spoiled_pair(clip, "structural_stability", generator)
+        seen = spoil_lightly(torch.cat([less, more]), config.spoil, generator)
+        wrong = swapped_captions(batch.index, prompts, generator)
+        # who keeps the right caption has nothing to do with who is spoiled
+        swap = torch.rand(len(clip), generator=generator) < 0.5
+        texts = [w if s else r for r, w, s in zip(right, wrong, swap, strict=True)]
+        texts += [r if s else w for r, w, s in zip(right, wrong, swap, strict=True)]
+        values, log_probs, is_prompt = model.values_and_log_probs(
+            seen, torch.cat([fps, fps]), texts
+        )
+        matched = torch.cat([~swap, swap])
+        loss = -(log_probs * matched[:, None]).sum() / (is_prompt * matched[:, None]).sum()
+        first, second = values.chunk(2)
+        if "prompt_following" in rows:
+            score = torch.stack([first, second])[..., rows["prompt_following"]]  # [2, B]
+            better, worse = (
+                score.gather(0, swap.long()[None])[0],
+                score.gather(0, (~swap).long()[None])[0],
+            )
+            loss = loss + bradley_terry_loss(better, worse).mean()
+        if "structural_stability" in rows:
+            row = rows["structural_stability"]
+            loss = loss + ranking_loss(first[:, row], second[:, row], margin)
+        optimizer.step(loss)
+
+
+def wrong_motion(frames: Tensor, generator: Generator) -> Tensor:
+    """The same clips moving otherwise: backwards, mirrored, turned, at half speed or stopped; one way per clip."""
+    out = frames.clone()
+    kind = torch.randint(6, (len(frames),), generator=generator).tolist()
+    half = torch.arange(frames.shape[2]) // 2 + frames.shape[2] // 4
+    for i, k in enumerate(kind):
+        clip = frames[i]
+        if k == 0:
+            out[i] = clip.flip(1)
+        elif k == 1:
+            out[i] = clip.flip(3)
+        elif k == 2:
+            out[i] = clip.flip(2)
+        elif k == 3 and clip.shape[-1] == clip.shape[-2]:
+            out[i] = clip.transpose(2, 3)
+        elif k == 4:
+            out[i] = clip[:, half.clamp_max(clip.shape[1] - 1)]
+        else:
+            out[i] = clip[:, clip.shape[1] // 2 :][:, :1].expand_as(clip)
+    return out
+
+
+def pretrain_motion(
+    model: MotionReward, config: PretrainConfig, frames: Tensor, captions: list[str]
+) -> None:
+    """Masked latent prediction (V-JEPA 2, 2506.09985 eq. 1) and the probe's ranking of motions for a caption."""
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    teacher = copy.deepcopy(model.backbone.encoder).requires_grad_(False)
+    optimizer = CosineAdamW(model.parameters(), config.motion_stage)
+    prompts = model.encode_prompts(captions)
+    model.train()
+    for batch in batches(frames, config.motion_stage, generator, "pre-train motion"):
+        right = [prompts[i] for i in batch.index.tolist()]
+        clean = spoil_lightly(batch.frames, config.spoil, generator)
+        loss = masked_prediction_loss(model, teacher, clean, generator)
+        less, more, margin = spoiled_pair(batch.frames, "motion_quality", generator)
+        other = wrong_motion(batch.frames, generator)
+        astray = torch.rand(len(more), generator=generator) < 0.6
+        more = torch.where(astray.view(-1, 1, 1, 1, 1), other, more)
+        less = torch.where(astray.view(-1, 1, 1, 1, 1), batch.frames, less)
+        margin = torch.where(astray, 1.0, margin)
+        seen = spoil_lightly(torch.cat([less, more]), config.spoil, generator)
+        fps = torch.full((len(seen),), config.fps)
+        values, _ = model.values(seen, fps, right + right)
+        first, second = values[:, 0].chunk(2)
+        optimizer.step(loss + ranking_loss(first, second, margin))
+        with torch.no_grad():
+            for target, source in zip(
+                teacher.parameters(), model.backbone.encoder.parameters(), strict=True
+            ):
+                target.lerp_(source, 0.02)
+
+
+def masked_prediction_loss(
+    model: MotionReward, teacher: nn.Module, frames: Tensor, generator: Generator
+) -> Tensor:
+    """L1 between the predictor's guess and the teacher's layer-normed states at tubelets hidden from the student.
+
+    The hidden part is one random half of the patches, through all time, painted over with the mean colour.
+    """
+    pixels = model.pixels(frames)  # [B, F, 3, h, w]
+    patch = model.config.patch_size
+    rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
+    times = pixels.shape[1] // model.backbone.config.tubelet_size
+    hidden = torch.randperm(rows * columns, generator=generator)[: rows * columns // 2]
+    plane = torch.zeros(rows * columns)
+    plane[hidden] = 1
+    paint = plane.view(rows, columns).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
+    mask = plane.bool().repeat(times)
+    context = (~mask).nonzero().T.expand(len(frames), -1)
+    target = mask.nonzero().T.expand(len(frames), -1)
+    with torch.no_grad():
+        wanted = teacher(pixel_values_videos=pixels).last_hidden_state[:, mask]
+        wanted = F.layer_norm(wanted, wanted.shape[-1:])
+    out = model.backbone(pixels * (1 - paint), context_mask=[context], target_mask=[target])
+    return F.l1_loss(out.predictor_output.last_hidden_state, wanted)
+
+
+def pretrain_aesthetic(
+    model: AestheticReward, config: PretrainConfig, frames: Tensor, captions: list[str]
+) -> None:
+    """Sigmoid image-text contrast (SigLIP, 2303.15343) and the head's ranking of spoiled pictures."""
+    generator = torch.Generator().manual_seed(config.seed + 2)
+    size = model.backbone.config.hidden_size
+    text = TextTower(
+        vocab_size=len(model.tokenizer),
+        hidden_size=size,
+        num_layers=1,
+        num_heads=config.aesthetic.num_heads,
+        max_tokens=config.aesthetic.max_text_tokens,
+    )
+    project = nn.Linear(2 * size, size)
+    scale = nn.Parameter(torch.tensor([math.log(10.0), -5.0]))  # log temperature and bias
+    modules = nn.ModuleList([model, text, project])
+    optimizer = CosineAdamW(iter([*modules.parameters(), scale]), config.aesthetic_stage)
+    prompts = encode_texts(model.tokenizer, captions, max_tokens=config.aesthetic.max_text_tokens)
+    model.train()
+    for batch in batches(frames, config.aesthetic_stage, generator, "pre-train aesthetic"):
+        which = int(torch.randint(frames.shape[2], (), generator=generator))
+        picture = batch.frames[:, :, which : which + 1]
+        less, more, margin = spoiled_pair(picture, "aesthetic_quality", generator)
+        features = model.features(torch.cat([less, more]).squeeze(2))
+        score = model.head(features)[:, 0]
+        first, second = score.chunk(2)
+        image = F.normalize(project(features.chunk(2)[0]), dim=1)
+        ids, mask = pad_right(
+            [prompts[i] for i in batch.index.tolist()], model.tokenizer.pad_token_id
+        )
+        words = F.normalize(text(ids, mask), dim=1)
+        logits = image @ words.T * scale[0].exp() + scale[1]
+        sign = 2 * torch.eye(len(logits)) - 1
+        contrast = -F.logsigmoid(sign * logits).sum(1).mean()
+        optimizer.step(0.3 * contrast + ranking_loss(first, second, margin))
