@@ -1,0 +1,241 @@
+"""`reelhf generator train | sample | refine`. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from reelhf.cli_config import read_config_words, report_result
+from reelhf.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from generator.checkpoint import DiTGenerator
+    from reelhf.config import Config
+
+app = typer.Typer(help="Train, sample and refine with the video generator.", no_args_is_help=True)
+
+# stage -> (config, function, the folders it needs besides --clips and --out, what to run next)
+STAGES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
+    "text": (
+        "generator.training.stages:TextStage",
+        "generator.training.text:train_text_encoder",
+        (),
+        "reelhf generator train configs/generator/base_toy.yaml --clips DIR --vae DIR --text {out} --out DIR",
+    ),
+    "vae": (
+        "generator.training.stages:VAEStage",
+        "generator.training.vae:train_vae",
+        (),
+        "reelhf generator train configs/generator/base_toy.yaml --clips DIR --vae {out} --text DIR --out DIR",
+    ),
+    "base": (
+        "generator.training.denoiser:DenoiserTrainConfig",
+        "generator.training.denoiser:train_base",
+        ("vae", "text"),
+        "reelhf generator sample {out} --prompts prompts.txt --out DIR",
+    ),
+    "refiner": (
+        "generator.training.denoiser:DenoiserTrainConfig",
+        "generator.training.denoiser:train_refiner",
+        ("base",),
+        "reelhf distill train configs/distill/consistency_toy.yaml --teacher {out} --base DIR --clips DIR --out DIR",
+    ),
+}
+
+
+@app.command()
+def train(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CONFIG.yaml [KEY=VALUE]...", show_default=False),
+    ] = None,
+    clips: Annotated[Path | None, typer.Option(help="folder of captioned clips")] = None,
+    vae: Annotated[Path | None, typer.Option(help="trained VAE (stage: base)")] = None,
+    text: Annotated[Path | None, typer.Option(help="trained text encoder (stage: base)")] = None,
+    base: Annotated[Path | None, typer.Option(help="base generator (stage: refiner)")] = None,
+    out: Annotated[Path | None, typer.Option(help="where the result goes")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the resolved config and stop")
+    ] = False,
+) -> None:
+    """Train the stage that the YAML's `stage:` names: text, vae, base or refiner. Run it again to resume."""
+    from reelhf.cli import load
+    from reelhf.config import to_yaml
+
+    stage = _stage_of(words or [])
+    config_class, function, needed, next_step = STAGES[stage]
+    config: Config = read_config_words(load(config_class), words or [])
+    if dry_run:
+        typer.echo(to_yaml(config), nl=False)
+        return
+    folders: dict[str, Path | None] = {"clips": clips}
+    folders |= {name: {"vae": vae, "text": text, "base": base}[name] for name in needed}
+    missing = [f"--{name}" for name, path in {**folders, "out": out}.items() if path is None]
+    if missing:
+        raise UserError(f"stage '{stage}' needs {', '.join(missing)}; `--help` says what each is.")
+    for name, path in folders.items():
+        if path is not None and not path.is_dir():
+            raise UserError(f"--{name} {path}: there is no such folder")
+    report_result(load(function)(config, **folders, out=out), next_step)
+
+
+@app.command()
+def sample(
+    generator: Annotated[Path, typer.Argument(help="folder of a base generator")],
+    out: Annotated[Path, typer.Option(help="folder for the clips and their captions.jsonl")],
+    prompts: Annotated[Path | None, typer.Option(help="text file, one prompt per line")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="a prompt; may be given several times")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="first frame of every clip: an image, or a video's first")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="clips per prompt")] = 1,
+    first_seed: Annotated[int, typer.Option(help="seed of the first of them")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+) -> None:
+    """Make clips with a base generator; the result is a folder of captioned clips like any other."""
+    texts = _prompts(prompts, prompt)
+    backbone = _load(generator, "base")
+    jobs = [(text, first_seed + k) for text in texts for k in range(seeds)]
+    first_frame = None if image is None else _first_frame(image, backbone.frame_shape)
+
+    def clips_of(part: list[tuple[str, int]]) -> Tensor:
+        from generator.sampling import sample_frames
+
+        task = None
+        if first_frame is not None:
+            task = backbone.image_task(
+                first_frame.expand(len(part), -1, -1, -1), *backbone.frame_shape
+            )
+        return sample_frames(backbone, *_columns(part), task=task, batch_size=batch_size)
+
+    _write_clips(backbone, jobs, clips_of, out, batch_size)
+    report_result(out, "reelhf generator refine REFINER --clips {out} --out DIR")
+
+
+@app.command()
+def refine(
+    generator: Annotated[Path, typer.Argument(help="folder of a refiner")],
+    clips: Annotated[Path, typer.Option(help="folder of captioned low-resolution clips")],
+    out: Annotated[Path, typer.Option(help="folder for the refined clips")],
+    seed: Annotated[int, typer.Option(help="seed of the first clip; the next ones count up")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+) -> None:
+    """Enlarge a folder of captioned clips, such as `reelhf generator sample` writes."""
+    import torch
+
+    from generator.sampling import refine_frames
+    from reelhf.clips import load_clip_folder, resize_frames
+    from reelhf.video import read_video
+
+    backbone = _load(generator, "refiner")
+    entries = load_clip_folder(clips)
+    num_frames, height, width = backbone.frame_shape
+    jobs = [(entry.caption, seed + index) for index, entry in enumerate(entries)]
+    done = 0
+
+    def clips_of(part: list[tuple[str, int]]) -> Tensor:
+        nonlocal done
+        low_res = []
+        for entry in entries[done : done + len(part)]:
+            frames, _ = read_video(entry.path, start=entry.start_frame, num_frames=num_frames)
+            if frames.shape[1] < num_frames:
+                raise UserError(
+                    f"{entry.path} has {frames.shape[1]} frames; this refiner needs {num_frames}"
+                )
+            size = (min(height, frames.shape[2]), min(width, frames.shape[3]))
+            low_res.append(resize_frames(frames, size))
+        done += len(part)
+        if len({clip.shape for clip in low_res}) > 1:
+            low_res = [resize_frames(clip, (height, width)) for clip in low_res]
+        return refine_frames(backbone, torch.stack(low_res), *_columns(part), batch_size=batch_size)
+
+    _write_clips(backbone, jobs, clips_of, out, batch_size)
+    report_result(out, "reelhf annotate quickstart {out} --out DIR")
+
+
+def _stage_of(words: list[str]) -> str:
+    """`stage` of the YAML, or of an override."""
+    import yaml
+
+    from reelhf.config import find_config
+
+    stage = None
+    if words and "=" not in words[0]:
+        data = yaml.safe_load(find_config(words[0]).read_text(encoding="utf-8"))
+        stage = data.get("stage") if isinstance(data, dict) else None
+    for word in words:
+        if word.startswith("stage="):
+            stage = word.removeprefix("stage=")
+    if stage is None:
+        raise UserError(
+            f"the config names no stage; expected `stage:` with one of {', '.join(STAGES)}"
+        )
+    if stage not in STAGES:
+        raise UserError(
+            f"stage '{stage}'; expected one of {', '.join(STAGES)}.{did_you_mean(str(stage), STAGES)}"
+        )
+    return str(stage)
+
+
+def _prompts(file: Path | None, given: list[str] | None) -> list[str]:
+    texts = list(given or [])
+    if file is not None:
+        if not file.is_file():
+            raise UserError(f"--prompts {file}: there is no such file")
+        texts += [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    texts = [text for text in texts if text]
+    if not texts:
+        raise UserError("no prompts; give --prompt TEXT, or --prompts FILE with one per line")
+    return texts
+
+
+def _load(folder: Path, role: str) -> DiTGenerator:
+    from generator.checkpoint import load_generator
+    from reelhf.engine import device
+
+    backbone = load_generator(folder)
+    if backbone.role != role:
+        raise UserError(f"{folder} is a {backbone.role} generator; this command needs a {role}")
+    return backbone.to(device())
+
+
+def _first_frame(image: Path, frame_shape: tuple[int, int, int]) -> Tensor:
+    """[3, H, W] in [0, 1] at the generator's size."""
+    from reelhf.clips import resize_frames
+    from reelhf.video import read_video
+
+    frames, _ = read_video(image, num_frames=1)
+    return resize_frames(frames[:, :1], frame_shape[1:])[:, 0]
+
+
+def _columns(jobs: list[tuple[str, int]]) -> tuple[list[str], list[int]]:
+    return [text for text, _ in jobs], [seed for _, seed in jobs]
+
+
+def _write_clips(
+    backbone: DiTGenerator, jobs: list[tuple[str, int]], clips_of: Any, out: Path, batch_size: int
+) -> None:
+    """Batch by batch, `<index>_seed<seed>.mp4` and a captions.jsonl beside them."""
+    from reelhf.progress import track
+    from reelhf.video import write_video
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for start in track(range(0, len(jobs), batch_size), label="clips"):
+            part = jobs[start : start + batch_size]
+            for offset, (clip, (text, seed)) in enumerate(zip(clips_of(part), part, strict=True)):
+                name = f"{start + offset:04d}_seed{seed}.mp4"
+                write_video(out / name, clip, backbone.fps)
+                rows.append({"path": name, "caption": text, "seed": seed})
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (out / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}") from None
