@@ -7,7 +7,7 @@ people for the held-out rewards), `validation` (keep-best), `test` (the final co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,7 +128,12 @@ def real_world(config: PromptsConfig, clips: Path, *, corrupted_candidates: bool
     from reelhf.clips import load_clip_folder
 
     prompts = split_captions([entry.caption for entry in load_clip_folder(clips)], config)
-    few = len(prompts.test)
+    distinct = {*prompts.training, *prompts.held_out, *prompts.validation, *prompts.test}
+    prompts = replace(  # few captions still make many tasks: each shows another window
+        prompts,
+        feedback=_repeated(prompts.feedback, config.feedback),
+        held_out=_repeated(prompts.held_out, config.held_out),
+    )
     known = (
         "The simulated annotators only rank real windows against named corruptions and swapped captions, so the rewards know no "
         "more than that; people have to judge the rest."
@@ -141,8 +146,7 @@ def real_world(config: PromptsConfig, clips: Path, *, corrupted_candidates: bool
         None,
         (
             f"These are real clips: they have no gold. {known}",
-            f"The folder has {len(set(prompts.training + prompts.held_out + prompts.validation + prompts.test))} distinct captions, "
-            f"{few} of them kept for the final comparison.",
+            f"The folder has {len(distinct)} distinct captions, {len(prompts.test)} of them kept for the final comparison.",
         ),
         corrupted_candidates,
     )
@@ -174,3 +178,7 @@ def split_captions(captions: Sequence[str], config: PromptsConfig) -> Prompts:
     parts = take(test), take(held_out), take(validation)
     rest = tuple(dealt)
     return Prompts(rest[: config.feedback], parts[1], rest[: config.training], parts[2], parts[0])
+
+
+def _repeated(prompts: tuple[str, ...], count: int) -> tuple[str, ...]:
+    return (prompts * -(-count // len(prompts)))[:count]
