@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from reelhf.cli_config import config_command
+from rlhf.demo import loop
 
 if TYPE_CHECKING:
     from rlhf.compare import CompareConfig
@@ -39,6 +40,8 @@ config_command(
         "low_res_generator?": "refiner: the base that makes its low-resolution clips",
     },
 )
+
+app.command("loop")(loop)
 
 
 def compare_folders(

@@ -36,14 +36,15 @@ ANNOTATORS = ("simulated", "human")
 NEEDED_DISK_BYTES = 3_000_000_000
 """The cache of a standard run with its checkpoints; measured at 1 GB."""
 DEFAULT_PORT = 7860
-STAGE_ORDER = "stages"
 
 
 @dataclass(frozen=True)
 class DemoOptions:
     """What the command line asked for."""
 
-    preset: str = "standard"
+    preset: str | None = "standard"
+    """None when `config` names a file instead."""
+    config: str | None = None
     annotator: str = "simulated"
     clips: Path | None = None
     serve: bool = True
@@ -89,13 +90,41 @@ def demo(
 ) -> None:
     """Go round the whole loop: generate, judge, learn rewards, maximise them, compare; then serve the pages."""
     options = DemoOptions(
-        preset, annotator, clips, serve, port, out, top_up, tuple(overrides or ())
+        preset, None, annotator, clips, serve, port, out, top_up, tuple(overrides or ())
     )
     if dry_run:
         from reelhf.config import to_yaml
 
         typer.echo(to_yaml(load_preset(options)), nl=False)
         return
+    run_demo(options)
+
+
+def loop(
+    config: Annotated[
+        str, typer.Argument(help="A loop config, such as configs/loop/demo_standard.yaml")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Config overrides, such as num_rounds=2")
+    ] = None,
+    clips: Annotated[
+        Path | None, typer.Option(help="A folder of captioned videos instead of the toy world")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the results go")] = Path("runs/loop"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved config and stop")
+    ] = False,
+) -> None:
+    """Round after round by one YAML, with simulated annotators: each starts from the generator the last one improved."""
+    options = DemoOptions(
+        None, config, "simulated", clips, False, DEFAULT_PORT, out, False, tuple(overrides or ())
+    )
+    if dry_run:
+        from reelhf.config import to_yaml
+
+        typer.echo(to_yaml(load_preset(options)), nl=False)
+        return
+    load_preset(options)
     run_demo(options)
 
 
@@ -119,7 +148,7 @@ def run_demo(options: DemoOptions) -> Path:
 
 def check_first(options: DemoOptions) -> None:
     """Everything that can be wrong before any work: each as one UserError."""
-    if options.preset not in PRESETS:
+    if options.preset is not None and options.preset not in PRESETS:
         raise UserError(
             f"preset '{options.preset}'; expected {' or '.join(PRESETS)}.{did_you_mean(options.preset, PRESETS)}"
         )
@@ -130,6 +159,8 @@ def check_first(options: DemoOptions) -> None:
         )
     if options.top_up and options.annotator != "human":
         raise UserError("--top-up adds simulated votes to yours; it needs --annotator human")
+    if options.top_up and options.clips is not None:
+        raise UserError("--top-up simulates votes from the toy world's gold; real clips have none")
     if options.annotator == "human" and not options.serve:
         raise UserError("--annotator human needs the annotation page; leave out --no-serve")
     check_writable(options.out)
@@ -192,7 +223,8 @@ def load_preset(options: DemoOptions) -> LoopConfig:
     from reelhf.config import load_config
     from rlhf.rounds import LoopConfig
 
-    return load_config(LoopConfig, PRESETS[options.preset], options.overrides)
+    path = PRESETS[options.preset] if options.preset is not None else options.config
+    return load_config(LoopConfig, path, options.overrides)
 
 
 def _run(options: DemoOptions) -> Path:
@@ -206,9 +238,12 @@ def _run(options: DemoOptions) -> Path:
     world = (
         toy_world(config.prompts)
         if options.clips is None
-        else real_world(config.prompts, options.clips)
+        else real_world(
+            config.prompts, options.clips, corrupted_candidates=options.annotator == "simulated"
+        )
     )
-    runner = StageRunner(cache_folder(), config.budget_seconds, links=options.out / "stages")
+    write_prompts(world, options.out / "prompts")
+    runner = StageRunner(cache_folder(), config.budget_seconds, links=options.out)
     print_plan(options, config)
     with ExitStack() as pages:
         judge = (
@@ -224,6 +259,15 @@ def _run(options: DemoOptions) -> Path:
         if options.serve:
             serve_pages(options, rounds[-1], pages)
     return report
+
+
+def write_prompts(world: World, folder: Path) -> None:
+    """The prompts of each use as text files, for the commands that take one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, prompts in vars(world.prompts).items():
+        (folder / f"{name}.txt").write_text(
+            "\n".join(dict.fromkeys(prompts)) + "\n", encoding="utf-8"
+        )
 
 
 # --- a person as the annotator ---------------------------------------------------------------------------------------
@@ -246,7 +290,7 @@ def human_judge(options: DemoOptions, config: LoopConfig, world: World, pages: E
 
     def judge(runner: StageRunner, suffix: str, candidates: Stage) -> Stage:
         started = time.monotonic()
-        out = options.out / f"annotation{suffix}"
+        out = options.out / f"project{suffix}"
         keep_other_project(out, candidates.key)
         prompts = (world.prompts.feedback, world.prompts.held_out)
         gold = world.annotator_view(candidates.path) if options.top_up else None
@@ -423,7 +467,10 @@ def generator_facts(made: GeneratorStages) -> list[list[str]]:
 
 
 def command_line(options: DemoOptions) -> str:
-    words = ["reelhf", "demo", *options.overrides, "--preset", options.preset]
+    if options.preset is None:
+        words = ["reelhf", "rlhf", "loop", str(options.config), *options.overrides]
+    else:
+        words = ["reelhf", "demo", *options.overrides, "--preset", options.preset]
     words += ["--annotator", options.annotator] if options.annotator != "simulated" else []
     words += ["--clips", str(options.clips)] if options.clips else []
     words += ["--top-up"] if options.top_up else []
@@ -461,7 +508,7 @@ def _git(source: Path, *words: str) -> str:
 
 def print_plan(options: DemoOptions, config: LoopConfig) -> None:
     print(
-        f"ReelHF demo, preset {options.preset}: about {config.total_budget_seconds / 60:.0f} minutes on 2 CPU cores the first time. "
+        f"ReelHF, {options.preset or options.config}: about {config.total_budget_seconds / 60:.0f} minutes on 2 CPU cores the first time. "
         f"Finished stages are kept in {cache_folder()}."
     )
 
@@ -544,7 +591,7 @@ def own_project(out: Path, last: RoundStages) -> Store:
     from annotation.store import Store
     from rlhf.judging import PROJECT, add_before_after_tasks
 
-    folder = out / "annotation"
+    folder = out / "project"
     keep_other_project(folder, last.judging.key + last.compare_base.key + last.compare_refiner.key)
     if not (folder / PROJECT).exists():
         aside = folder / f".{PROJECT}"
