@@ -42,6 +42,7 @@ config_command(
 )
 
 app.command("loop")(loop)
+app.command("loop", context_settings={"help_option_names": ["-h", "--help"]})(loop)
 
 
 def compare_folders(
