@@ -7,6 +7,7 @@ Conventions (the same everywhere): frames are float RGB in [0, 1], `[B, 3, F, H,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,7 +73,7 @@ class SamplerSpec:
         if self.kind not in ("euler", "renoise"):
             raise UserError(f"sampler kind '{self.kind}'; expected 'euler' or 'renoise'")
         sigmas = tuple(float(sigma) for sigma in self.sigmas)
-        descending = all(high > low for high, low in zip(sigmas, sigmas[1:], strict=False))
+        descending = all(high > low for high, low in itertools.pairwise(sigmas))
         if len(sigmas) < 2 or sigmas[0] != 1.0 or sigmas[-1] != 0.0 or not descending:
             raise UserError(
                 f"sampler sigmas {sigmas}; expected a strictly descending list from 1.0 to 0.0"

@@ -140,7 +140,7 @@ class DiT(nn.Module):
             raise ValueError(
                 f"low_res_latents are {state}; this denoiser has low_res={self.config.low_res}"
             )
-        batch, _, frames, height, width = noisy.shape
+        frames, height, width = noisy.shape[2:]
         dtype = self.input.weight.dtype
 
         # 1. Tokens: one per latent position, no patchify. [B, T, h * w, width]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -32,7 +34,7 @@ def test_euler_converges_to_a_closed_form_path():
     for steps in (50, 100):
         latents = start
         sigmas = torch.tensor(sigma_schedule(steps), dtype=torch.float64)
-        for high, low in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for high, low in itertools.pairwise(sigmas):
             latents = euler_step(latents, latents, high[None], low[None])
         errors.append(abs(latents.item() - torch.tensor(-1.0, dtype=torch.float64).exp().item()))
     assert errors[1] < 4e-3
@@ -62,7 +64,8 @@ def test_a_sigma_per_latent_frame_noises_each_frame_on_its_own():
 def test_shift_keeps_the_ends_is_identity_at_one_and_composes():
     sigma = torch.linspace(0, 1, 11, dtype=torch.float64)
     shifted = shift_sigma(sigma, 3.0)
-    assert shifted[0] == 0 and shifted[-1] == 1
+    assert shifted[0] == 0
+    assert shifted[-1] == 1
     assert (shifted[1:-1] > sigma[1:-1]).all()
     torch.testing.assert_close(shift_sigma(sigma, 1.0), sigma)
     torch.testing.assert_close(shift_sigma(shift_sigma(sigma, 2.0), 3.0), shift_sigma(sigma, 6.0))
@@ -71,8 +74,10 @@ def test_shift_keeps_the_ends_is_identity_at_one_and_composes():
 
 def test_schedule_runs_from_one_to_zero():
     sigmas = sigma_schedule(5, shift=2.0)
-    assert sigmas[0] == 1.0 and sigmas[-1] == 0.0 and len(sigmas) == 6
-    assert all(high > low for high, low in zip(sigmas, sigmas[1:], strict=False))
+    assert sigmas[0] == 1.0
+    assert sigmas[-1] == 0.0
+    assert len(sigmas) == 6
+    assert all(high > low for high, low in itertools.pairwise(sigmas))
     with pytest.raises(ValueError, match="at least one step"):
         sigma_schedule(0)
 
