@@ -64,29 +64,30 @@ def build(*, num_clips: int = 4, title: str = "ReelHF annotation") -> gr.Blocks:
             out_button = gr.Button("Sign out", elem_id="sign-out", size="sm", min_width=80)
         with gr.Column(elem_id="work"):
             prompt = gr.Textbox(
-                label="Prompt", interactive=False, lines=1, max_lines=4, elem_id="prompt"
+                label="Prompt", interactive=False, lines=1, max_lines=6, elem_id="prompt"
             )
             gr.HTML(PLAYER, elem_id="player-box", apply_default_css=False)
-            with gr.Row(elem_classes="dimension heads"):
-                gr.Markdown("")
-                gr.Markdown("Best  `1`–`4`", elem_classes="head")
-                gr.Markdown("Worst  `⇧1`–`⇧4`", elem_classes="head")
-                gr.Markdown("Or", elem_classes="head")
             questions, bests, worsts, others = [], [], [], []
-            for row in range(len(DIMENSIONS)):
-                with gr.Row(elem_id=f"row-{row}", elem_classes="dimension"):
-                    questions.append(gr.Markdown("", elem_classes="question"))
-                    bests.append(_letters(letters, "Best", "letters best"))
-                    worsts.append(_letters(letters, "Worst", "letters worst"))
-                    others.append(
-                        gr.Radio(
-                            [("Tie  t", "tie"), ("Can’t judge  u", "cannot_judge")],
-                            label="Or",
-                            show_label=False,
-                            container=False,
-                            elem_classes="letters other",
+            with gr.Column(elem_id="dimensions"):
+                with gr.Row(elem_classes="dimension heads"):
+                    gr.Markdown("")
+                    gr.Markdown("Best  `1`–`4`", elem_classes="head")
+                    gr.Markdown("Worst  `⇧1`–`⇧4`", elem_classes="head")
+                    gr.Markdown("Or", elem_classes="head")
+                for row in range(len(DIMENSIONS)):
+                    with gr.Row(elem_id=f"row-{row}", elem_classes="dimension"):
+                        questions.append(gr.Markdown("", elem_classes="question"))
+                        bests.append(_letters(letters, "Best", "letters best"))
+                        worsts.append(_letters(letters, "Worst", "letters worst"))
+                        others.append(
+                            gr.Radio(
+                                [("Tie  t", "tie"), ("Can’t judge  u", "cannot_judge")],
+                                label="Or",
+                                show_label=False,
+                                container=False,
+                                elem_classes="letters other",
+                            )
                         )
-                    )
             with gr.Row(elem_id="veto"):
                 veto_text = gr.Markdown("", elem_id="veto-text")
                 another = gr.Button("Choose another pair  c", elem_id="veto-another", size="sm")
@@ -154,8 +155,6 @@ def mount(app: FastAPI, store: Store, config: AnnotateConfig) -> None:
     """Mounts the page at `/`. The app's `Gate` asks for a session before anything of it is served."""
     import gradio as gr
 
-    from annotation.api import STATIC
-
     fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
     theme = gr.themes.Base(
         primary_hue="indigo",
@@ -168,8 +167,9 @@ def mount(app: FastAPI, store: Store, config: AnnotateConfig) -> None:
         build(num_clips=store.clips_per_task(), title=config.title),
         path="/",
         theme=theme,
-        css_paths=[STATIC / "annotate.css"],
-        head='<script src="/annotate/annotate.js"></script>',
+        # not `css_paths`: Gradio rewrites those selectors, and rules that start at `body` are lost
+        head='<link rel="stylesheet" href="/annotate/annotate.css">'
+        '<script src="/annotate/annotate.js"></script>',
         run_history=False,
         ssr_mode=False,
         enable_monitoring=False,

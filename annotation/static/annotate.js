@@ -9,6 +9,8 @@
   const NUDGE = 0.1; // of the playback rate
   const WORST_KEYS = ["KeyQ", "KeyW", "KeyE", "KeyR"];
   const RATES = [1, 0.5, 0.25];
+  const [MIN_PIXELS, MAX_PIXELS, VETO_PIXELS] = [150, 560, 61]; // heights of a clip and of the veto line
+  const [GAP_PIXELS, NARROW_PIXELS] = [12, 900];
 
   let me = null;
   let task = null;
@@ -231,6 +233,7 @@
   function progressText() {
     if (!progress) return "";
     const left = progress.wanted - progress.judged;
+    if (!task) return `**${progress.judged}** judged`;
     let text = `**${progress.judged}** of ${progress.wanted} judged`;
     if (left <= 0) return `${text}: all that was asked. Thank you! You may go on.`;
     if (progress.eta_seconds !== null) text += ` · about ${minutes(progress.eta_seconds)} left`;
@@ -289,12 +292,29 @@
     });
     const submit = document.getElementById("submit");
     if (submit) submit.dataset.ready = task && !missing() ? "1" : "";
+    requestAnimationFrame(fit);
     const done = document.getElementById("done");
     if (done && document.body.dataset.state === "done") {
       done.textContent = progress && progress.judged
         ? `Nothing is left to judge. You judged ${progress.judged}. Thank you!`
         : "There is nothing to judge yet. This page looks again every minute.";
     }
+  }
+
+  // The clips get all the height the rest of the page leaves, so that a task never needs scrolling; the veto line has its place kept.
+  function fit() {
+    const stage = document.querySelector("#player .stage");
+    const video = stage?.querySelector("video");
+    if (!task || !video || window.innerWidth <= NARROW_PIXELS) return;
+    const bottom = Math.max(...["actions", "skip-panel"].map((id) => document.getElementById(id).getBoundingClientRect().bottom));
+    const rest = bottom + window.scrollY - stage.getBoundingClientRect().height;
+    const kept = document.body.dataset.veto || document.body.dataset.mode === "skip" ? 0 : VETO_PIXELS;
+    const aspect = video.videoWidth ? video.videoWidth / video.videoHeight : 1;
+    const count = stage.children.length;
+    const whole = (stage.clientWidth - GAP_PIXELS * (count - 1)) / count / aspect;
+    const height = Math.max(MIN_PIXELS, Math.min(window.innerHeight - rest - kept - 14, whole, MAX_PIXELS));
+    stage.style.setProperty("--clip-height", `${Math.floor(height)}px`);
+    stage.style.setProperty("--clip-width", `${Math.floor(height * aspect)}px`);
   }
 
   // --- the player: one master clock ----------------------------------------------------------------
@@ -328,6 +348,7 @@
         Object.assign(video, { src: clip.url, muted: true, playsInline: true, preload: "auto", disablePictureInPicture: true });
         video.setAttribute("aria-label", `Clip ${clip.letter}`);
         video.addEventListener("click", () => this.toggle());
+        video.addEventListener("loadedmetadata", fit);
         video.addEventListener("error", () => {
           figure.dataset.broken = "1";
           say(`Clip ${clip.letter} does not play. Skip the task with the reason “a clip is broken”.`);
@@ -650,6 +671,7 @@
       const row = event.target.closest?.(".dimension[id]");
       if (row) active = Number(row.id.slice(4));
     });
+    window.addEventListener("resize", fit);
     document.addEventListener("visibilitychange", () => { player.last = performance.now(); });
     setInterval(async () => {
       if (!task && !document.hidden) {
