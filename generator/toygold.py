@@ -176,7 +176,9 @@ def _see(fine: Tensor, scene: Scene, fps: float) -> _Seen:
     border = torch.ones(COARSE, COARSE, dtype=torch.bool)
     border[ring:-ring, ring:-ring] = False
     ground = coarse[:, :, border].median(dim=2).values.T  # [F, 3]
-    distance = _distance(coarse, ground)
+    # shape and motion are judged through a little blur, so that grain costs looks and not structure
+    soft = F.avg_pool2d(coarse.transpose(0, 1), 3, stride=1, padding=1, count_include_pad=False)
+    distance = _distance(soft.transpose(0, 1), ground)
     # the mean distance weighted by its own cube: the foreground's, whatever its size
     raw_contrast = distance.pow(4).sum() / distance.pow(3).sum().clamp(min=1e-8)
     mask = _soft_mask(distance, raw_contrast.clamp(min=MIN_CONTRAST), scene.texture == "striped")
@@ -286,7 +288,7 @@ def _motion_quality(seen: _Seen, scene: Scene) -> Tensor:
     direction = torch.tensor(DIRECTION[scene.motion])
     astray = (seen.velocity - (seen.velocity * direction).sum() * direction).norm()
     straight = falloff(astray, 0.15) if scene.motion != "still" else torch.ones(())
-    steady = falloff(seen.jerk, 0.045)
+    steady = falloff(seen.jerk, 0.06)
     return seen.presence * _progress(seen, scene) * (0.4 + 0.6 * steady * straight)
 
 
@@ -325,23 +327,23 @@ def _texture(seen: _Seen, scene: Scene) -> Tensor:
 def _aesthetic_quality(fine: Tensor, seen: _Seen, scene: Scene) -> Tensor:
     """Crisp edges, the palette's saturated colours, a clean ground, a clean shape, no seams; whatever was asked for."""
     distance = _distance(fine, seen.ground)
-    contrast = seen.contrast.clamp(min=MIN_CONTRAST)
-    coverage = (distance / contrast).clamp(0, 1)
+    far = 1 - F.max_pool2d(seen.mask[:, None], 5, stride=1, padding=2)
+    far = F.interpolate(far, scale_factor=FINE // COARSE, mode="nearest")[:, 0]
+    rough = ((far * distance.square()).sum() / far.sum().clamp(min=1)).sqrt()
+    flat = falloff(rough, 0.06) * (far.mean() / 0.3).clamp(max=1)  # no ground left: not a clean one
+
+    coverage = (distance / seen.contrast.clamp(min=MIN_CONTRAST) - 0.1) / 0.8
+    coverage = coverage.clamp(0, 1) * (1 - far)
     if scene.texture == "striped":
         coverage = _close(coverage)
     # across an edge that rises linearly over w the first sum grows by 2 w / 3, the second by 1, whatever the outline
     blur = (4 * coverage * (1 - coverage)).sum()
     across = coverage.diff(dim=-1)[..., :-1, :].square() + coverage.diff(dim=-2)[..., :-1].square()
     outline = (across + 1e-10).sqrt().sum()
-    width = 1.5 * blur / outline.clamp(min=1.0) / FINE
-    crisp = falloff(width, 0.045)
+    crisp = falloff(1.5 * blur / outline.clamp(min=1.0) / FINE, 0.035)
 
-    vivid = falloff(_nearest(seen.colour.mean(0), _palette(scene.texture)), 0.2)
-    far = 1 - F.max_pool2d(seen.mask[:, None], 5, stride=1, padding=2)
-    far = F.interpolate(far, scale_factor=FINE // COARSE, mode="nearest")[:, 0]
-    rough = ((far * distance.square()).sum() / far.sum().clamp(min=1)).sqrt()
-    flat = falloff(rough, 0.08) * (far.mean() / 0.3).clamp(max=1)  # no ground left: not a clean one
-    seams = falloff(_seams(fine), 0.004)
+    vivid = falloff(_nearest(seen.colour.mean(0), _palette(scene.texture)), 0.3)
+    seams = falloff(_seams(fine), 0.012)
     foreground = seen.presence * (0.45 * crisp + 0.2 * vivid)
     return foreground + (0.3 + 0.7 * seen.presence) * (0.22 * flat + 0.13 * seams)
 
@@ -378,10 +380,10 @@ def _structural_stability(seen: _Seen) -> Tensor:
     flicker = (seen.ground - seen.ground.mean(0)).square().sum(-1).mean().sqrt()
     steady_colour = falloff(change, 0.08) * falloff(flicker, 0.05)
     return seen.presence * (
-        0.2 * steady_area
-        + 0.25 * ((outline - 0.4) / 0.58).clamp(0, 1)
-        + 0.25 * ((intact - 0.4) / 0.55).clamp(0, 1)
-        + 0.15 * seen.inside.mean()
+        0.15 * steady_area
+        + 0.3 * falloff(1 - outline, 0.2)
+        + 0.3 * falloff(1 - intact, 0.25)
+        + 0.1 * seen.inside.mean()
         + 0.15 * steady_colour
     )
 
