@@ -22,13 +22,13 @@ app = typer.Typer(help="Train, sample and refine with the video generator.", no_
 # stage -> (config, function, the folders it needs besides --clips and --out, what to run next)
 STAGES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
     "text": (
-        "generator.training.stages:TextStage",
+        "generator.training.text:TextTrainConfig",
         "generator.training.text:train_text_encoder",
         (),
         "reelhf generator train configs/generator/base_toy.yaml --clips DIR --vae DIR --text {out} --out DIR",
     ),
     "vae": (
-        "generator.training.stages:VAEStage",
+        "generator.training.vae:VAETrainConfig",
         "generator.training.vae:train_vae",
         (),
         "reelhf generator train configs/generator/base_toy.yaml --clips DIR --vae {out} --text DIR --out DIR",
