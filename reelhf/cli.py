@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(words)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # `reelhf ... | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         if debug:
             raise

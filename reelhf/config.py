@@ -21,6 +21,7 @@ from reelhf.errors import UserError, did_you_mean
 PACKAGED_CONFIGS = Path(__file__).parent / "_configs"  # inside a wheel
 CHECKOUT_CONFIGS = Path(__file__).parent.parent / "configs"  # inside a clone
 MAX_ERRORS_SHOWN = 3
+MAX_NAMES_SHOWN = 12
 
 
 class Config(BaseModel):
@@ -162,7 +163,8 @@ def _explain_one(cls: type[Config], detail: Any) -> str:
     if detail["type"] == "extra_forbidden":
         names = _field_names(cls, location[:-1])
         suggestion = did_you_mean(str(location[-1]), names)
-        expected = f" Expected one of: {', '.join(names)}." if names and not suggestion else ""
+        few = 0 < len(names) <= MAX_NAMES_SHOWN
+        expected = f" Expected one of: {', '.join(names)}." if few and not suggestion else ""
         return f"unknown key '{key}' (value {detail['input']!r}).{suggestion}{expected}"
     if detail["type"] == "missing":
         return f"key '{key}' is missing and has no default"
