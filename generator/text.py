@@ -83,7 +83,9 @@ def train_tokenizer(captions: Sequence[str], config: TextEncoderConfig) -> PreTr
     )
 
 
-def build_language_model(config: TextEncoderConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def build_language_model(
+    config: TextEncoderConfig, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
     """A randomly initialised Qwen2 or Qwen3 of the configured size."""
     config_class, model_class = {
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),
@@ -111,7 +113,10 @@ class TextEncoder(nn.Module):
     """Prompts -> hidden states of one layer of the language model."""
 
     def __init__(
-        self, config: TextEncoderConfig, language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+        self,
+        config: TextEncoderConfig,
+        language_model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         super().__init__()
         num_states = language_model.config.num_hidden_layers + 1
@@ -135,9 +140,13 @@ class TextEncoder(nn.Module):
                 tokenizer = AutoTokenizer.from_pretrained(config.path)
                 return cls(config, AutoModelForCausalLM.from_pretrained(config.path), tokenizer)
             except OSError as error:
-                raise UserError(f"text encoder path '{config.path}': not a readable language model ({error})") from error
+                raise UserError(
+                    f"text encoder path '{config.path}': not a readable language model ({error})"
+                ) from error
         if not captions:
-            raise UserError("a text encoder built from a config needs captions to train its tokenizer; got none")
+            raise UserError(
+                "a text encoder built from a config needs captions to train its tokenizer; got none"
+            )
         tokenizer = train_tokenizer(captions, config)
         return cls(config, build_language_model(config, tokenizer), tokenizer)
 
@@ -149,7 +158,11 @@ class TextEncoder(nn.Module):
     def tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids [B, L] and mask [B, L] bool, padded on the right."""
         batch = self.tokenizer(
-            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self.config.max_tokens
+            list(texts),
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=self.config.max_tokens,
         )
         device = self.language_model.device
         return batch["input_ids"].to(device), batch["attention_mask"].to(device).bool()
@@ -163,7 +176,11 @@ class TextEncoder(nn.Module):
         ids, mask = self.tokenize([prompt if prompt.strip() else "" for prompt in prompts])
         empty = torch.tensor([not prompt.strip() for prompt in prompts], device=mask.device)
         output = self.language_model(
-            input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask.long(),
+            output_hidden_states=True,
+            use_cache=False,
+            logits_to_keep=1,
         )
         hidden = output.hidden_states[self.config.hidden_layer].float()
         # layers differ in scale by an order of magnitude; a denoiser should not have to know which one it was given
@@ -174,9 +191,13 @@ class TextEncoder(nn.Module):
     def caption_loss(self, captions: Sequence[str]) -> Tensor:
         """Cross entropy of each next caption token in nats, averaged over the tokens of the batch; a scalar."""
         ids, mask = self.tokenize(captions)
-        logits = self.language_model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+        logits = self.language_model(
+            input_ids=ids, attention_mask=mask.long(), use_cache=False
+        ).logits
         labels = ids.masked_fill(~mask, IGNORED_LABEL)
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL)
+        return F.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED_LABEL
+        )
 
     def forward(self, captions: Sequence[str]) -> Tensor:
         """The training loss; prompts are encoded with `encode`."""
@@ -188,7 +209,9 @@ class TextEncoder(nn.Module):
         directory.mkdir(parents=True, exist_ok=True)
         self.language_model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-        (directory / CONFIG_NAME).write_text(json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n")
+        (directory / CONFIG_NAME).write_text(
+            json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n"
+        )
         return directory
 
     @classmethod

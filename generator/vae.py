@@ -15,6 +15,7 @@ to earlier frames and any chunking gives the same result. Streaming state is a f
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,8 +64,7 @@ class Posterior(NamedTuple):
     mean: Tensor
     log_variance: Tensor
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
+    def sample(self, noise: Tensor) -> Tensor:
         return self.mean + noise * (0.5 * self.log_variance).exp()
 
     def kl(self) -> Tensor:
@@ -76,7 +76,14 @@ def patchify(frames: Tensor, frames_per_patch: int, size: int) -> Tensor:
     """[B, c, F, H, W] -> [B, c * frames_per_patch * size^2, F / frames_per_patch, H / size, W / size]."""
     batch, channels, num_frames, height, width = frames.shape
     frames = frames.reshape(
-        batch, channels, num_frames // frames_per_patch, frames_per_patch, height // size, size, width // size, size
+        batch,
+        channels,
+        num_frames // frames_per_patch,
+        frames_per_patch,
+        height // size,
+        size,
+        width // size,
+        size,
     )
     return frames.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
 
@@ -85,7 +92,14 @@ def unpatchify(patches: Tensor, frames_per_patch: int, size: int) -> Tensor:
     """Inverse of `patchify`."""
     batch, features, time, height, width = patches.shape
     patches = patches.reshape(
-        batch, features // (frames_per_patch * size * size), frames_per_patch, size, size, time, height, width
+        batch,
+        features // (frames_per_patch * size * size),
+        frames_per_patch,
+        size,
+        size,
+        time,
+        height,
+        width,
     )
     patches = patches.permute(0, 1, 5, 2, 6, 3, 7, 4)
     return patches.reshape(batch, -1, time * frames_per_patch, height * size, width * size)
@@ -112,7 +126,11 @@ class Stream:
 
     def with_past(self, hidden: Tensor) -> Tensor:
         """Prepend the last frame of the chunk before (zeros at the start of a clip): [B, width, 1 + T, h, w]."""
-        past = torch.zeros_like(hidden[:, :, :1]) if self.incoming is None else self.incoming[len(self.outgoing)]
+        past = (
+            torch.zeros_like(hidden[:, :, :1])
+            if self.incoming is None
+            else self.incoming[len(self.outgoing)]
+        )
         hidden = torch.cat([past, hidden], dim=2)
         self.outgoing.append(hidden[:, :, -1:])
         return hidden
@@ -184,9 +202,13 @@ class Encoder(nn.Module):
         self.fold = size // config.fine_size
         self.shortcut = PixelsToTokens(size, group, config.channels)
         self.tokens = PixelsToTokens(config.fine_size, group, config.encoder_fine_width)
-        self.fine = nn.ModuleList(CausalBlock(config.encoder_fine_width) for _ in range(config.encoder_fine_blocks))
+        self.fine = nn.ModuleList(
+            CausalBlock(config.encoder_fine_width) for _ in range(config.encoder_fine_blocks)
+        )
         self.down = nn.Conv3d(config.encoder_fine_width * self.fold**2, config.encoder_width, 1)
-        self.coarse = nn.ModuleList(CausalBlock(config.encoder_width) for _ in range(config.encoder_blocks))
+        self.coarse = nn.ModuleList(
+            CausalBlock(config.encoder_width) for _ in range(config.encoder_blocks)
+        )
         self.norm = ChannelNorm(config.encoder_width)
         self.head = nn.Conv3d(config.encoder_width, 2 * config.channels, 1)
 
@@ -201,7 +223,9 @@ class Encoder(nn.Module):
             hidden = block(hidden, stream)
         residual, log_variance = self.head(F.silu(self.norm(hidden))).chunk(2, dim=1)
         mean = self.shortcut(frames, starts_clip) + residual
-        return Posterior(mean, log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)), tuple(stream.outgoing)
+        return Posterior(mean, log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)), tuple(
+            stream.outgoing
+        )
 
 
 class Decoder(nn.Module):
@@ -211,10 +235,14 @@ class Decoder(nn.Module):
         self.fold = size // config.fine_size
         self.shortcut = TokensToPixels(size, group, config.channels)
         self.widen = nn.Conv3d(config.channels, config.decoder_width, 1)
-        self.coarse = nn.ModuleList(CausalBlock(config.decoder_width) for _ in range(config.decoder_blocks))
+        self.coarse = nn.ModuleList(
+            CausalBlock(config.decoder_width) for _ in range(config.decoder_blocks)
+        )
         self.up = nn.Conv3d(config.decoder_width, config.decoder_fine_width * self.fold**2, 1)
         self.tokens = PixelsToTokens(config.fine_size, group, config.decoder_fine_width)
-        self.fine = nn.ModuleList(CausalBlock(config.decoder_fine_width) for _ in range(config.decoder_fine_blocks))
+        self.fine = nn.ModuleList(
+            CausalBlock(config.decoder_fine_width) for _ in range(config.decoder_fine_blocks)
+        )
         self.norm = ChannelNorm(config.decoder_fine_width)
         self.head = TokensToPixels(config.fine_size, group, config.decoder_fine_width)
 
@@ -232,6 +260,50 @@ class Decoder(nn.Module):
         return frames + 0.5, tuple(stream.outgoing)
 
 
+class PatchBasis(NamedTuple):
+    """A linear code of patches: z = (x - mean) @ analysis, x ~ mean + z @ synthesis."""
+
+    mean: Tensor
+    """[features]"""
+    analysis: Tensor
+    """[features, channels]"""
+    synthesis: Tensor
+    """[channels, features]"""
+
+    def encode(self, patches: Tensor) -> Tensor:
+        return (patches - self.mean) @ self.analysis
+
+    def rotated(self, rotation: Tensor) -> PatchBasis:
+        """The same code in other axes: z' = z @ rotation, with `rotation` [channels, channels] orthogonal."""
+        return PatchBasis(self.mean, self.analysis @ rotation, rotation.T @ self.synthesis)
+
+
+def _whitened_pca(patches: Tensor, channels: int, seed: int) -> PatchBasis:
+    """The `channels` strongest principal components of patches [N, features], scaled to unit variance."""
+    mean = patches.mean(0)
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # pca_lowrank draws its test vectors from the global generator
+        torch.manual_seed(seed)
+        rank = min(channels + 16, *patches.shape)
+        _, scale, basis = torch.pca_lowrank(patches - mean, q=rank, center=False, niter=3)
+    if rank < channels:
+        raise UserError(
+            f"{len(patches)} training patches are too few for {channels} latent channels"
+        )
+    std = (scale[:channels] / len(patches) ** 0.5).clamp_min(
+        1e-4
+    )  # flat clips have fewer than `channels` components
+    basis = basis[:, :channels]
+    return PatchBasis(mean, basis / std, (basis * std).T)
+
+
+def _sample_rows(patches: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """At most `limit` positions of [B, features, T, h, w] as rows [N, features]."""
+    rows = patches.movedim(1, -1).flatten(0, -2)
+    return rows[torch.randperm(len(rows), generator=generator)[:limit]]
+
+
 class VideoVAE(nn.Module):
     """Frames [B, 3, F, H, W] in [0, 1] <-> latents [B, C, T, h, w], normalised per channel."""
 
@@ -243,28 +315,44 @@ class VideoVAE(nn.Module):
         self.config = config or VAEConfig()
         self.spec = BackboneSpec(channels=self.config.channels)
         if self.spec.spatial_ratio % self.config.fine_size:
-            raise UserError(f"fine_size {self.config.fine_size}: it must divide {self.spec.spatial_ratio}")
+            raise UserError(
+                f"fine_size {self.config.fine_size}: it must divide {self.spec.spatial_ratio}"
+            )
         self.encoder = Encoder(self.config, self.spec)
         self.decoder = Decoder(self.config, self.spec)
         self.register_buffer("latent_mean", torch.zeros(self.config.channels))
         self.register_buffer("latent_std", torch.ones(self.config.channels))
-        with torch.no_grad():  # the residual path starts small beside the shortcut, with a narrow posterior
+        with (
+            torch.no_grad()
+        ):  # the residual path starts small beside the shortcut, with a narrow posterior
             for head in (self.encoder.head, self.decoder.head.first, self.decoder.head.later):
                 head.weight.mul_(0.1)
                 assert head.bias is not None
                 head.bias.zero_()
             self.encoder.head.bias[self.config.channels :] = -6.0
 
-    def posterior(self, frames: Tensor, state: StreamState | None = None) -> tuple[Posterior, StreamState]:
+    def posterior(
+        self, frames: Tensor, state: StreamState | None = None
+    ) -> tuple[Posterior, StreamState]:
         """Un-normalised posterior of a chunk of frames; without a state the chunk starts a clip."""
         num_frames = frames.shape[2] + (state is not None)  # a later chunk has 4n frames
         self.spec.check(num_frames, *frames.shape[3:])
         return self.encoder(frames, state)
 
-    def encode_chunk(self, frames: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+    def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
+        """The training pass: (reconstruction, posterior) of whole clips; `noise` [B, C, T, h, w] samples the posterior."""
+        posterior, _ = self.posterior(frames)
+        reconstruction, _ = self.decoder(posterior.sample(noise), None)
+        return reconstruction, posterior
+
+    def encode_chunk(
+        self, frames: Tensor, state: StreamState | None = None
+    ) -> tuple[Tensor, StreamState]:
         """Streaming `encode`: 1 + 4n frames first, then 4n with the state that the chunk before returned."""
         posterior, state = self.posterior(frames, state)
-        return (posterior.mean - self._per_channel(self.latent_mean)) / self._per_channel(self.latent_std), state
+        return (posterior.mean - self._per_channel(self.latent_mean)) / self._per_channel(
+            self.latent_std
+        ), state
 
     def encode(self, frames: Tensor) -> Tensor:
         """[B, 3, F, H, W] in [0, 1] -> the posterior's mean, normalised, [B, C, T, h, w].
@@ -274,7 +362,11 @@ class VideoVAE(nn.Module):
         return self.encode_chunk(frames)[0]
 
     def decode(
-        self, latents: Tensor, state: StreamState | None = None, *, checkpoint_chunk: int | None = None
+        self,
+        latents: Tensor,
+        state: StreamState | None = None,
+        *,
+        checkpoint_chunk: int | None = None,
     ) -> tuple[Tensor, StreamState]:
         """Normalised latents [B, C, T, h, w] -> (frames [B, 3, F, H, W], NOT clamped to [0, 1]; state).
 
@@ -296,9 +388,58 @@ class VideoVAE(nn.Module):
         return torch.cat(frames, dim=2), state
 
     @torch.no_grad()
-    def set_latent_statistics(self, means: Tensor) -> None:
-        """Store the mean and std per channel of un-normalised latents [N, C, T, h, w]."""
-        by_channel = means.transpose(0, 1).flatten(1)
+    def init_shortcut(
+        self, clips: Sequence[Tensor], *, max_patches: int = 8192, seed: int = 0
+    ) -> None:
+        """Set both linear shortcuts to the PCA of the clips' patches, whitened, so that latents start with unit variance.
+
+        The first frame's basis is rotated (orthogonal Procrustes) so that a patch at rest has nearly the same latent in
+        the first and in later frames.
+
+        Args:
+            clips: batches [N, 3, F, H, W] in [0, 1], F = 1 + 4n with n >= 1, of every size that will be used.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        group, size, channels = (
+            self.spec.temporal_ratio,
+            self.spec.spatial_ratio,
+            self.config.channels,
+        )
+        first, later = [], []
+        for frames in clips:
+            self.spec.check(*frames.shape[2:])
+            first.append(
+                _sample_rows(patchify(frames[:, :, :1] - 0.5, 1, size), max_patches, generator)
+            )
+            later.append(
+                _sample_rows(patchify(frames[:, :, 1:] - 0.5, group, size), max_patches, generator)
+            )
+        first_basis = _whitened_pca(torch.cat(first), channels, seed)
+        later_basis = _whitened_pca(torch.cat(later), channels, seed)
+
+        # a first-frame patch [3 * 1 * s * s] held for four frames [3 * 4 * s * s]
+        at_rest = (
+            torch.cat(first).unflatten(1, (3, 1, size * size)).expand(-1, -1, group, -1).flatten(1)
+        )
+        left, _, right = torch.linalg.svd(
+            first_basis.encode(torch.cat(first)).T @ later_basis.encode(at_rest)
+        )
+        first_basis = first_basis.rotated(left @ right)
+
+        for name, basis in (("first", first_basis), ("later", later_basis)):
+            encoder, decoder = (
+                getattr(self.encoder.shortcut, name),
+                getattr(self.decoder.shortcut, name),
+            )
+            encoder.weight.copy_(basis.analysis.T[:, :, None, None, None])
+            encoder.bias.copy_(-basis.mean @ basis.analysis)
+            decoder.weight.copy_(basis.synthesis.T[:, :, None, None, None])
+            decoder.bias.copy_(basis.mean)
+
+    @torch.no_grad()
+    def set_latent_statistics(self, latents: Sequence[Tensor]) -> None:
+        """Store the mean and std per channel of un-normalised latents, batches [N, C, T, h, w] of any sizes."""
+        by_channel = torch.cat([batch.transpose(0, 1).flatten(1) for batch in latents], dim=1)
         self.latent_mean.copy_(by_channel.mean(1))
         self.latent_std.copy_(by_channel.std(1).clamp_min(1e-4))
 
@@ -306,8 +447,12 @@ class VideoVAE(nn.Module):
         """Write `vae.json` and `vae.safetensors`."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / CONFIG_NAME).write_text(json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n")
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        (directory / CONFIG_NAME).write_text(
+            json.dumps(self.config.model_dump(mode="json"), indent=2) + "\n"
+        )
+        tensors = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()
+        }
         save_file(tensors, directory / WEIGHTS_NAME)
         return directory
 
