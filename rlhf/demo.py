@@ -236,7 +236,7 @@ def _run(options: DemoOptions) -> Path:
     started = time.monotonic()
     config = load_preset(options)
     world = (
-        toy_world(config.prompts)
+        toy_world(config.prompts, config.clips.variety)
         if options.clips is None
         else real_world(
             config.prompts, options.clips, corrupted_candidates=options.annotator == "simulated"
@@ -463,7 +463,26 @@ def _share(part: int, whole: int) -> str:
 
 def generator_facts(made: GeneratorStages) -> list[list[str]]:
     """Figures of the generator's own training: label, value, meaning."""
-    return []
+    from rlhf.rounds import run_folder
+
+    facts = []
+    distilled = json.loads((run_folder(made.student) / "distill.json").read_text())
+    low, high = distilled["interval"]
+    distance = distilled["distance_to_teacher"]
+    facts += [
+        [
+            "Accelerated refiner, distance to the teacher's full output",
+            f"{distance['student']:.3f}",
+            f"at {distilled['nfe']['student']:.0f} evaluations; the teacher itself at as few: {distance['teacher_few_steps']:.3f}",
+        ],
+        [
+            "How much closer the student is",
+            f"{distilled['difference']:+.3f}",
+            f"paired interval {low:+.3f} to {high:+.3f} over {distilled['num_prompts']} held-out prompts, equal noise; "
+            + ("closer" if distilled["student_is_closer"] else "NOT shown to be closer"),
+        ],
+    ]
+    return facts
 
 
 def command_line(options: DemoOptions) -> str:

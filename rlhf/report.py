@@ -351,7 +351,7 @@ def _rewards(record: LoopRecord) -> str:
             continue
         rows = "".join(
             f"<tr><td>{escape(label_of(dimension))}</td><td class='n'><b>{_fixed(r['accuracy'], 3)}</b><br><small class='muted'>"
-            f"{_fixed(r['low'], 3)} to {_fixed(r['high'], 3)}</small></td><td class='n'>{r['n']}</td>"
+            f"{_range(r['interval'])}</small></td><td class='n'>{r['n']}</td>"
             f"<td class='n'>{_fixed(r['chance'], 3)}</td><td class='n'>{_fixed(r.get('stage_identity'), 3)}</td>"
             f"<td class='n'>{_fixed(r.get('sharpness'), 3)}</td><td class='n'>{_fixed(r.get('ceiling'), 3)}</td></tr>"
             for dimension, r in evaluation["dimensions"].items()
@@ -442,6 +442,10 @@ def measure_label(name: str) -> str:
 
 def _fixed(value: float | None, digits: int = 3) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def _signed(value: float | None) -> str:

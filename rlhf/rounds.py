@@ -7,25 +7,27 @@ a hash of everything it came from (`rlhf.stages`), so that a second run skips it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.consistency import ConsistencyConfig, distill_refiner
 from generator.training.text import TextTrainConfig, train_text_encoder
-from generator.training.vae import VAETrainConfig, train_vae
 from pydantic import Field, PositiveFloat, PositiveInt
-from rewards.evaluate import evaluate_rewards
-from rewards.pretrain import PretrainConfig, pretrain_backbones
-from rewards.train import RewardTrainConfig, train_rewards
 
+from annotation.records import read_preferences
+from distill.consistency import ConsistencyConfig, distill_refiner
 from generator.toyworld import ToyDatasetConfig, render_dataset
 from generator.training.denoiser import DenoiserTrainConfig, train_base, train_refiner
+from generator.training.vae import VAETrainConfig, train_vae
 from reelhf.config import Config
+from rewards.evaluate import TEST_SPLIT, evaluate_rewards
+from rewards.pretrain import PretrainConfig, pretrain_backbones
+from rewards.train import RewardTrainConfig, train_rewards
 from rlhf.candidates import BASE, REFINER, CandidatesConfig
-from rlhf.compare import CompareConfig, compare, gold_curve
+from rlhf.compare import CompareConfig, Gold, compare, gold_curve
 from rlhf.direct import DirectConfig, train_direct
 from rlhf.judging import PREFERENCES, JudgingConfig, judge_simulated, read_groups
+from rlhf.simulated import annotator_ceiling
 from rlhf.stages import Stage, StageRunner
 from rlhf.world import PromptsConfig, World
 
@@ -237,15 +239,8 @@ def run_round(
         source="rewards.train",
     )
     evaluations = [
-        runner.run(
-            f"{name}_evaluation{suffix}",
-            lambda out, trained=trained, annotators=annotators, ids=ids: evaluate_rewards(
-                trained.path, preferences, out, annotators=annotators, prompt_ids=ids
-            ),
-            inputs={"rewards": trained, "judging": judging},
-            source="rewards.evaluate",
-        )
-        for name, trained, annotators, ids in (
+        _evaluate_rewards(world, runner, f"{name}_evaluation{suffix}", trained, judging, who, ids)
+        for name, trained, who, ids in (
             ("rewards", rewards, groups.feedback_annotators, groups.feedback_prompt_ids),
             ("held_out", held_out, groups.held_out_annotators, groups.held_out_prompt_ids),
         )
@@ -347,6 +342,57 @@ def run_round(
         *compared,
         *curves,
     )
+
+
+def _evaluate_rewards(
+    world: World,
+    runner: StageRunner,
+    name: str,
+    trained: Stage,
+    judging: Stage,
+    annotators: Collection[str] | None,
+    prompt_ids: Collection[str],
+) -> Stage:
+    """Accuracy on prompts these rewards never saw, beside the ceiling that the annotators' own noise sets."""
+    preferences = judging.path / PREFERENCES
+    chosen = {"annotators": annotators, "prompt_ids": prompt_ids}
+
+    def evaluate(out: Path) -> None:
+        ceiling = None
+        if world.gold is not None:
+            ceiling = reward_ceiling(preferences, world.gold, **chosen)
+        evaluate_rewards(trained.path, preferences, out, ceiling=ceiling, **chosen)
+
+    return runner.run(
+        name,
+        evaluate,
+        inputs={"rewards": trained, "judging": judging},
+        source=("rewards.evaluate", "rlhf.simulated", *world.gold_source),
+    )
+
+
+def reward_ceiling(
+    preferences: Path,
+    gold: Gold,
+    *,
+    annotators: Collection[str] | None,
+    prompt_ids: Collection[str],
+) -> dict[str, float]:
+    """Dimension -> how often gold itself agrees with the annotators on the same-stage test pairs that are no ties."""
+    data = read_preferences(preferences)
+    test = {row["prompt_id"] for row in data.preferences if row["split"] == TEST_SPLIT}
+    parts = [
+        annotator_ceiling(
+            data, gold, annotators=annotators, prompt_ids=test & set(prompt_ids), kind=kind
+        )
+        for kind in ("explicit", "implied")
+    ]
+    ceiling = {}
+    for dimension in {name for part in parts for name in part}:
+        counted = [part[dimension] for part in parts if dimension in part]
+        total = sum(one["n"] for one in counted)
+        ceiling[dimension] = sum(one["accuracy"] * one["n"] for one in counted) / total
+    return ceiling
 
 
 def _gold_curve(

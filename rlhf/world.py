@@ -17,6 +17,7 @@ from reelhf.config import Config
 from reelhf.errors import UserError
 
 if TYPE_CHECKING:
+    from generator.toyworld import Variety
     from rlhf.candidates import CandidatesConfig
     from rlhf.compare import Gold
 
@@ -26,11 +27,13 @@ MIN_CAPTIONS = 4
 class PromptsConfig(Config):
     """How many prompts each part of the loop gets. Real clips give as many as they have captions."""
 
-    feedback: PositiveInt = 96
-    """Annotated by the first half of the annotators; one task each."""
+    feedback: PositiveInt = 80
+    """Annotated by the first half of the annotators."""
     held_out: PositiveInt = 48
-    """Annotated by the second half, for the held-out rewards; one task each."""
-    training: PositiveInt = 96
+    """Annotated by the second half, for the held-out rewards."""
+    tasks_per_prompt: PositiveInt = 1
+    """Tasks per annotated prompt, each of other clips. Fewer captions than prompts asked for make more tasks each."""
+    training: PositiveInt = 80
     """Feedback prompts that RLHF maximises on; may exceed `feedback`, the annotated ones come first."""
     validation: PositiveInt = 24
     """On which RLHF keeps its best step."""
@@ -43,7 +46,10 @@ class PromptsConfig(Config):
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts per use; no prompt is in two of feedback/training, held_out, validation and test."""
+    """Prompts per use; no prompt is in two of feedback/training, held_out, validation and test.
+
+    `feedback` and `held_out` name one prompt per task, so a prompt may come back; the others are distinct.
+    """
 
     feedback: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -101,20 +107,23 @@ class World:
         )
 
 
-def toy_world(config: PromptsConfig) -> World:
+def toy_world(config: PromptsConfig, variety: Variety = "plain") -> World:
     """The toy world's disjoint prompt splits and its gold measurement."""
     from generator.toygold import measure
     from generator.toyworld import Split, prompt_split
 
     def prompts(split: Split, count: int) -> tuple[str, ...]:
-        return tuple(prompt_split(split, count, config.seed, zh_fraction=config.zh_fraction))
+        texts = prompt_split(
+            split, count, config.seed, zh_fraction=config.zh_fraction, variety=variety
+        )
+        return tuple(texts)
 
     feedback = prompts("feedback", max(config.feedback, config.training))
     return World(
         None,
         Prompts(
-            feedback[: config.feedback],
-            prompts("held_out", config.held_out),
+            feedback[: config.feedback] * config.tasks_per_prompt,
+            prompts("held_out", config.held_out) * config.tasks_per_prompt,
             feedback[: config.training],
             prompts("validation", config.validation),
             prompts("test", config.test),
@@ -131,8 +140,8 @@ def real_world(config: PromptsConfig, clips: Path, *, corrupted_candidates: bool
     distinct = {*prompts.training, *prompts.held_out, *prompts.validation, *prompts.test}
     prompts = replace(  # few captions still make many tasks: each shows another window
         prompts,
-        feedback=_repeated(prompts.feedback, config.feedback),
-        held_out=_repeated(prompts.held_out, config.held_out),
+        feedback=_repeated(prompts.feedback, config.feedback * config.tasks_per_prompt),
+        held_out=_repeated(prompts.held_out, config.held_out * config.tasks_per_prompt),
     )
     known = (
         "The simulated annotators only rank real windows against named corruptions and swapped captions, so the rewards know no "

@@ -46,8 +46,7 @@ def write_example_loop(folder: Path, *, gold: bool = True, size: int = 32) -> Pa
         (folder / name).mkdir()
         one = {
             "accuracy": 0.78,
-            "low": 0.71,
-            "high": 0.84,
+            "interval": [0.71, 0.84],
             "n": 211,
             "chance": 0.5,
             "stage_identity": 0.5,
