@@ -76,9 +76,10 @@ def load_config(
 
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML, in field order; `load_config` reads it back to an equal config."""
-    return yaml.safe_dump(
+    text: str = yaml.safe_dump(
         config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100
     )
+    return text
 
 
 def find_config(path: str | Path) -> Path:
@@ -168,7 +169,7 @@ def _explain_one(cls: type[Config], detail: Any) -> str:
         return f"unknown key '{key}' (value {detail['input']!r}).{suggestion}{expected}"
     if detail["type"] == "missing":
         return f"key '{key}' is missing and has no default"
-    message = detail["msg"].removeprefix("Value error, ")
+    message: str = detail["msg"].removeprefix("Value error, ")
     if not key:  # a check over several fields speaks for itself
         return message
     suggestion = ""

@@ -237,7 +237,7 @@ def _end_torn_line(metrics: Path) -> None:
 
 
 def _environment(attempt: int) -> dict[str, Any]:
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in RECORDED_PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

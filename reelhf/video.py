@@ -232,9 +232,9 @@ def _encode_gif(path: Path, pictures: np.ndarray, fps: float) -> None:
         stream.height, stream.width, stream.pix_fmt = height, width, "pal8"
         stream.codec_context.time_base = GIF_CENTISECONDS
         for _ in pictures:
-            frame = sink.pull()
-            frame.time_base = GIF_CENTISECONDS
-            container.mux(stream.encode(frame))
+            mapped_frame = sink.pull()
+            mapped_frame.time_base = GIF_CENTISECONDS
+            container.mux(stream.encode(mapped_frame))
         container.mux(stream.encode())
 
 
