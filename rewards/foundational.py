@@ -3,14 +3,15 @@
     <vision_start> video <vision_end> <reward:structural_stability> the prompt <reward:prompt_following>
 
 Attention is causal, so what is read before the prompt cannot depend on it: structure is judged prompt-blind. Prompt
-following also sees how well the clip predicts the prompt, log P(prompt | clip), the captioner's own opinion.
-Source: VideoAlign 2501.13918 sec. 3.3 (reward tokens and their order); the likelihood feature is ours, after the
+following also sees how well the clip predicts the prompt: log P(prompt | clip), the captioner's own opinion, and the
+words that the vision tower alone calls for (`rewards.words`).
+Source: VideoAlign 2501.13918 sec. 3.3 (reward tokens and their order); the likelihood features are ours, after the
 generative score of RewardDance 2509.08826.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,10 +40,13 @@ from rewards.tokens import (
     pad_right,
     reward_token,
 )
+from rewards.words import WordHead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
 
+INITIALIZER_RANGE = 0.08
+"""Of weights: about 1 / sqrt(hidden size); the usual 0.02 suits models ten times wider and learns far slower here."""
 BEFORE_PROMPT = ("structural_stability",)
 AFTER_PROMPT = ("prompt_following",)
 
@@ -98,6 +102,7 @@ def tiny_qwen_config(
             "num_hidden_layers": config.num_layers,
             "num_attention_heads": config.num_heads,
             "num_key_value_heads": config.num_heads,
+            "initializer_range": INITIALIZER_RANGE,
             "max_position_embeddings": 4096,
             "rope_parameters": {
                 "rope_type": "default",
@@ -119,6 +124,7 @@ def tiny_qwen_config(
             "out_hidden_size": config.hidden_size,
             "window_size": 1024,
             "fullatt_block_indexes": list(range(config.vision_layers)),
+            "initializer_range": INITIALIZER_RANGE,
         },
         image_token_id=token(IMAGE_PAD),
         video_token_id=token(VIDEO_PAD),
@@ -158,11 +164,13 @@ class FoundationalReward(RewardModule):
             vision.temporal_patch_size,
         )
         hidden = self.backbone.config.text_config.hidden_size
+        self.summary = nn.Sequential(
+            nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
+        )
+        self.words = WordHead(hidden, len(tokenizer))
+        extra = {name: 4 if name in AFTER_PROMPT else 0 for name in self.dimensions}
         self.heads = nn.ModuleDict(
-            {
-                name: nn.Linear(hidden + (2 if name in AFTER_PROMPT else 0), 1)
-                for name in self.dimensions
-            }
+            {name: nn.Linear(2 * hidden + extra[name], 1) for name in self.dimensions}
         )
         token = tokenizer.convert_tokens_to_ids
         self.reward_ids = {name: token(reward_token(name)) for name in self.dimensions}
@@ -175,12 +183,10 @@ class FoundationalReward(RewardModule):
     ) -> FrameSelection:
         return FrameSelection(stratified_frames(num_frames, self.config.num_frames, generator))
 
-    def hidden_states(
-        self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run the backbone on frames [B, 3, F, H, W] and prompts.
+    def see(self, frames: Tensor) -> tuple[Any, tuple[int, int, int], Tensor]:
+        """The vision tower on frames [B, 3, F, H, W].
 
-        Returns: hidden states [B, L, H], the token ids [B, L] and the mask of prompt tokens [B, L].
+        Returns: its output, the grid (t, h, w) of one clip, and the mean over its tokens of what each says, [B, H].
         """
         size = fit_area(*frames.shape[-2:], area=self.config.area, multiple=self.patch * self.merge)
         frames = normalise(resize(frames, size), CLIP_MEAN, CLIP_STD)
@@ -190,22 +196,32 @@ class FoundationalReward(RewardModule):
             merge=self.merge,
             temporal=self.temporal,
         )
+        grids = torch.tensor([grid] * len(frames), device=frames.device)
+        seen = self.backbone.get_video_features(patches, grids, return_dict=True)
+        return seen, grid, self.summary(torch.stack(list(seen.pooler_output))).mean(1)
+
+    def read(
+        self, seen: Any, grid: tuple[int, int, int], fps: Tensor, prompts: list[list[int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The language model on what was seen and the prompts.
+
+        Returns: hidden states [B, L, H], the token ids [B, L] and the mask of prompt tokens [B, L].
+        """
         num_video = grid[0] * grid[1] * grid[2] // self.merge**2
         start, pad, end = self.vision_ids
         head = [start, *[pad] * num_video, end, *self.before]
         ids, mask = pad_right(
             [[*head, *prompt, *self.after] for prompt in prompts],
             self.tokenizer.pad_token_id,
-            device=frames.device,
+            device=fps.device,
         )
         token_types = torch.zeros_like(ids)
-        token_types[:, 1 : 1 + num_video] = (
-            2  # without it Qwen2.5-VL silently falls back to 1-D positions
-        )
+        # 2 marks video; without it Qwen2.5-VL silently falls back to 1-D positions
+        token_types[:, 1 : 1 + num_video] = 2
         states = self.backbone(
             input_ids=ids,
             attention_mask=mask.long(),
-            pixel_values_videos=patches,
+            mm_encoder_outputs={"video": seen},
             video_grid_thw=torch.tensor([grid] * len(ids), device=ids.device),
             second_per_grid_ts=self.temporal / fps,
             mm_token_type_ids=token_types,
@@ -226,23 +242,27 @@ class FoundationalReward(RewardModule):
 
     def values_and_log_probs(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Raw logits [B, D], log-probabilities of the prompt's tokens [B, L] and which tokens those are [B, L]."""
-        states, ids, is_prompt = self.hidden_states(frames, fps, prompts)
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Raw logits [B, D], log-probabilities of the prompt's tokens [B, L], which tokens those are [B, L], and
+        log-probabilities of words [B, V]."""
+        seen, grid, summary = self.see(frames)
+        states, ids, is_prompt = self.read(seen, grid, fps, prompts)
+        words = self.words(summary)
         log_probs = self.prompt_log_probs(states, ids, is_prompt)
         # the whole prompt, and its least expected word (soft-min); tens of nats, so scaled towards one
         surprise = torch.stack([log_probs.sum(1), -torch.logsumexp(-log_probs, dim=1)], dim=1) / 10
+        agreement = torch.cat([surprise, self.words.match(words, prompts)], dim=1)
         values = []
         for name in self.dimensions:
             at = (ids == self.reward_ids[name]).float().argmax(1)
-            features = states[torch.arange(len(ids), device=ids.device), at]
+            features = [states[torch.arange(len(ids), device=ids.device), at], summary]
             if name in AFTER_PROMPT:
-                features = torch.cat([features, surprise], dim=1)
-            values.append(self.heads[name](features))
-        return torch.cat(values, dim=1), log_probs, is_prompt
+                features.append(agreement)
+            values.append(self.heads[name](torch.cat(features, dim=1)))
+        return torch.cat(values, dim=1), log_probs, is_prompt, words
 
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        values, log_probs, _ = self.values_and_log_probs(frames, fps, prompts)
+        values, log_probs, _, _ = self.values_and_log_probs(frames, fps, prompts)
         return values, {"prompt_log_prob": log_probs.sum(1).detach()}

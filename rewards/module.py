@@ -26,7 +26,7 @@ class RewardModule(nn.Module):
     """Base of the reward models: subclasses implement `values` on clean, selected, clamped frames.
 
     `mean` and `std` [D] are the validation statistics that z-scores use, `low` and `high` [D] the validated range
-    (values beyond it are extrapolation: a sign of hacking). They travel with the checkpoint.
+    (values beyond it are extrapolation: a sign of hacking); logits divided by `temperature` [D] are calibrated. They travel with the checkpoint.
     """
 
     type: ClassVar[str]
@@ -36,6 +36,7 @@ class RewardModule(nn.Module):
     std: Tensor
     low: Tensor
     high: Tensor
+    temperature: Tensor
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
@@ -47,6 +48,7 @@ class RewardModule(nn.Module):
             ("std", 1.0),
             ("low", -float("inf")),
             ("high", float("inf")),
+            ("temperature", 1.0),
         ):
             self.register_buffer(name, torch.full((len(self.dimensions),), value))
 
@@ -137,6 +139,7 @@ class RewardModule(nn.Module):
             "validation_range": [
                 [_bound(a), _bound(b)] for a, b in zip(self.low, self.high, strict=True)
             ],
+            "temperature": self.temperature.tolist(),
             "data_hash": self.data_hash,
         }
         (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")

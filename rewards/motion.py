@@ -1,8 +1,9 @@
-"""The motion reward: a V-JEPA 2 video encoder, read by attention that knows what the prompt asked to move.
+"""The motion reward: a V-JEPA 2 video encoder, an attentive probe over time, and the words its motion calls for.
 
-The question put to people is "which moves more naturally and as the prompt asks", so the pooling queries are shifted by
-the prompt's embedding. Odd clips are padded to whole tubelets, otherwise V-JEPA 2 drops the last frame silently.
-Source: V-JEPA 2, 2506.09985, attentive probe of sec. 4; conditioning the probe's queries on text is ours.
+The question put to people is "which moves more naturally and as the prompt asks". Natural: the probe pools each tubelet
+time by itself and reads level, trend and unrest of what it finds there. As the prompt asks: the same features predict
+words (`rewards.words`), and the prompt is held against them. Odd clips are padded to whole tubelets, otherwise V-JEPA 2
+drops the last frame silently. Source: V-JEPA 2, 2506.09985, attentive probe of sec. 4; the reading over time is ours.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from reelhf.config import Config
 from rewards.module import RewardModule
 from rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, fit_area, normalise, pad_frames, resize
-from rewards.tokens import pad_right
+from rewards.words import WordHead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, VJEPA2Config
@@ -31,11 +32,9 @@ class MotionConfig(Config):
     backbone: str | None = None
     """A local folder or hub id of a V-JEPA 2; None builds the tiny one below, to be pre-trained on captioned clips."""
     hidden_size: PositiveInt = 96
-    """Width of the video encoder and the text tower."""
+    """Width of the video encoder."""
     num_layers: PositiveInt = 3
     """Layers of the video encoder."""
-    text_layers: PositiveInt = 1
-    """Layers of the text tower."""
     num_heads: PositiveInt = 4
     """Attention heads."""
     patch_size: PositiveInt = 16
@@ -71,64 +70,63 @@ def tiny_vjepa2_config(config: MotionConfig) -> VJEPA2Config:
     )
 
 
-class TextTower(nn.Module):
-    """A tiny SigLIP text encoder: token ids -> one embedding [B, H]."""
+class TemporalProbe(nn.Module):
+    """Queries attend within each tubelet time; what they find is read as level, trend and unrest over time.
 
-    def __init__(
-        self, *, vocab_size: int, hidden_size: int, num_layers: int, num_heads: int, max_tokens: int
-    ) -> None:
-        from transformers import SiglipTextConfig, SiglipTextModel
+    RoPE leaves no absolute place in the encoder's states, and a path is places over times: so the place of each patch
+    is added before pooling.
+    """
 
-        super().__init__()
-        self.encoder = SiglipTextModel(
-            SiglipTextConfig(
-                vocab_size=vocab_size,
-                hidden_size=hidden_size,
-                intermediate_size=2 * hidden_size,
-                num_hidden_layers=num_layers,
-                num_attention_heads=num_heads,
-                max_position_embeddings=max_tokens,
-                pad_token_id=0,
-                bos_token_id=None,
-                eos_token_id=None,
-            )
-        )
-        nn.init.normal_(self.encoder.embeddings.position_embedding.weight, std=0.02)
-        nn.init.normal_(self.encoder.embeddings.token_embedding.weight, std=0.5)
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        states = self.encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return (states * mask[..., None]).sum(1) / mask.sum(
-            1, keepdim=True
-        )  # mean over the real tokens
-
-
-class AttentivePool(nn.Module):
-    """Queries, shifted by a condition, attend over tokens: ([B, N, H], [B, H] | None) -> [B, Q * H]."""
+    FREQUENCIES = (0.5, 1.0, 2.0)
 
     def __init__(self, hidden_size: int, num_queries: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.norm = nn.LayerNorm(hidden_size)
         self.queries = nn.Parameter(torch.randn(num_queries, hidden_size) * 0.5)
-        self.shift = nn.Linear(hidden_size, num_queries * hidden_size)
+        self.place = nn.Linear(2 * (1 + 2 * len(self.FREQUENCIES)), hidden_size)
+        self.mix = nn.Sequential(
+            nn.Linear(hidden_size, 2 * hidden_size),
+            nn.GELU(),
+            nn.Linear(2 * hidden_size, hidden_size),
+        )
         self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
+        self.features = 3 * num_queries * hidden_size
 
-    def forward(self, tokens: Tensor, condition: Tensor | None = None) -> Tensor:
+    def places(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        """Coordinates in [-1, 1] and their sines and cosines, [rows * columns, 2 + 4 * frequencies]."""
+        axes = [(torch.arange(n, device=device) + 0.5) / n * 2 - 1 for n in (rows, columns)]
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
+        waves = [f(torch.pi * k * grid) for k in self.FREQUENCIES for f in (torch.sin, torch.cos)]
+        return torch.cat([grid, *waves], dim=1)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Tokens [B, T * h * w, H] on a grid (T, h, w) -> features [B, 3 * Q * H]."""
+        times, rows, columns = grid
         batch = len(tokens)
-        queries = self.queries.expand(batch, -1, -1)
-        if condition is not None:
-            queries = queries + self.shift(condition).view_as(queries)
+        tokens = self.norm(tokens).view(batch * times, rows * columns, -1)
+        tokens = self.mix(tokens + self.place(self.places(rows, columns, tokens.device)))
 
-        def split(x: Tensor) -> Tensor:  # [B, N, H] -> [B, heads, N, H / heads]
+        def split(x: Tensor) -> Tensor:  # [N, L, H] -> [N, heads, L, H / heads]
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
         key, value = self.key_value(tokens).chunk(2, dim=-1)
-        pooled = F.scaled_dot_product_attention(split(queries), split(key), split(value))
-        return pooled.transpose(1, 2).reshape(batch, -1)
+        queries = self.queries.expand(batch * times, -1, -1)
+        found = F.scaled_dot_product_attention(split(queries), split(key), split(value))
+        found = found.transpose(1, 2).reshape(batch, times, -1)  # [B, T, Q * H]
+        when = (
+            torch.linspace(-1, 1, times, device=tokens.device) if times > 1 else found.new_zeros(1)
+        )
+        trend = (found * when[:, None]).mean(1)
+        unrest = found.new_zeros(found.shape[0], found.shape[2])
+        if times > 2:
+            bend = found[:, 2:] - 2 * found[:, 1:-1] + found[:, :-2]
+            unrest = (bend.square() + 1e-6).sqrt().mean(1)
+        return torch.cat([found.mean(1), 4 * trend, unrest], dim=1)
 
 
 class MotionReward(RewardModule):
-    """V-JEPA 2 encoder with a prompt-aware attentive probe: motion_quality."""
+    """V-JEPA 2 encoder, a probe over time and the prompt's words: motion_quality."""
 
     type: ClassVar[str] = "vjepa2_motion"
     config_class: ClassVar[type[Config]] = MotionConfig
@@ -150,23 +148,22 @@ class MotionReward(RewardModule):
             self.backbone = VJEPA2Model(backbone_config or tiny_vjepa2_config(config))
         size = self.backbone.config
         hidden = size.hidden_size
-        self.text = TextTower(
-            vocab_size=len(tokenizer),
-            hidden_size=hidden,
-            num_layers=config.text_layers,
-            num_heads=config.num_heads,
-            max_tokens=config.max_text_tokens,
-        )
-        self.pool = AttentivePool(hidden, config.num_queries, config.num_heads)
+        self.probe = TemporalProbe(hidden, config.num_queries, config.num_heads)
+        self.words = WordHead(self.probe.features, len(tokenizer), num_matches=4)
         self.head = nn.Sequential(
-            nn.Linear((config.num_queries + 1) * hidden, 2 * hidden),
+            nn.LayerNorm(self.probe.features),
+            nn.Linear(self.probe.features, hidden),
             nn.GELU(),
-            nn.Linear(2 * hidden, len(self.dimensions)),
         )
+        self.read = nn.Linear(hidden + 4, len(self.dimensions))
 
-    def tokens(self, frames: Tensor) -> Tensor:
-        """Encoder states [B, N, H] of frames [B, 3, F, H, W] in [0, 1]."""
-        return self.backbone(self.pixels(frames), skip_predictor=True).last_hidden_state
+    def features(self, frames: Tensor) -> Tensor:
+        """The probe's features [B, 3 * Q * H] of frames [B, 3, F, H, W] in [0, 1]."""
+        pixels = self.pixels(frames)
+        tokens = self.backbone(pixels, skip_predictor=True).last_hidden_state
+        config = self.backbone.config
+        rows, columns = (side // config.patch_size for side in pixels.shape[-2:])
+        return self.probe(tokens, (pixels.shape[1] // config.tubelet_size, rows, columns))
 
     def pixels(self, frames: Tensor) -> Tensor:
         """What V-JEPA 2 takes: resized, normalised, whole tubelets, time first [B, F, 3, h, w]."""
@@ -175,12 +172,14 @@ class MotionReward(RewardModule):
         frames = normalise(resize(frames, size, "bilinear"), IMAGENET_MEAN, IMAGENET_STD)
         return pad_frames(frames, config.tubelet_size).transpose(1, 2)
 
-    def prompt_embeds(self, prompts: list[list[int]], device: torch.device) -> Tensor:
-        return self.text(*pad_right(prompts, self.tokenizer.pad_token_id, device=device))
+    def values_and_words(self, frames: Tensor, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """Raw logits [B, D] and log-probabilities of words [B, V]."""
+        features = self.features(frames)
+        words = self.words(features)
+        match = self.words.match(words, prompts)
+        return self.read(torch.cat([self.head(features), match], dim=1)), words
 
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        text = self.prompt_embeds(prompts, frames.device)
-        pooled = self.pool(self.tokens(frames), text)
-        return self.head(torch.cat([pooled, text], dim=1)), {}
+        return self.values_and_words(frames, prompts)[0], {}

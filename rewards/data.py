@@ -1,0 +1,151 @@
+"""Preference data as the reward models read it: tasks of a few clips, with every verdict on their pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from annotation.records import PreferenceData, read_preferences
+from reelhf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One verdict on two clips of a task."""
+
+    a: int
+    b: int
+    """Indices into the task's clips."""
+    dimension: str
+    preference: int
+    """+1: a, -1: b, 0: tie."""
+    weight: float
+    explicit: bool
+    same_stage: bool
+
+
+@dataclass(frozen=True)
+class RewardTask:
+    """The clips of one prompt that were judged together, and what was said of them."""
+
+    task_id: str
+    prompt: str
+    prompt_id: str
+    split: str
+    clips: tuple[str, ...]
+    """sha256 of each."""
+    votes: tuple[Vote, ...]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One decoded clip."""
+
+    frames: Tensor
+    """uint8 [3, F, H, W]."""
+    fps: float
+
+
+def load_tasks(
+    preferences: Path | str | PreferenceData,
+    *,
+    dimensions: Collection[str] | None = None,
+    splits: Collection[str] | None = None,
+    annotators: Collection[str] | None = None,
+    prompt_ids: Collection[str] | None = None,
+) -> list[RewardTask]:
+    """Group preference rows by task; None keeps everything.
+
+    A vetoed pick (`admissible` false) stays: it is a true opinion in its own dimension, though never in the composite.
+    """
+    data = preferences if isinstance(preferences, PreferenceData) else read_preferences(preferences)
+    tasks: dict[str, dict[str, Any]] = {}
+    for row in data.preferences:
+        if (
+            (dimensions is not None and row["dimension"] not in dimensions)
+            or (splits is not None and row["split"] not in splits)
+            or (annotators is not None and row["annotator"] not in annotators)
+            or (prompt_ids is not None and row["prompt_id"] not in prompt_ids)
+        ):
+            continue
+        task = tasks.setdefault(row["task_id"], {"row": row, "clips": {}, "votes": []})
+        a, b = (
+            task["clips"].setdefault(row[key], len(task["clips"])) for key in ("clip_a", "clip_b")
+        )
+        task["votes"].append(
+            Vote(
+                a,
+                b,
+                row["dimension"],
+                int(row["preference"]),
+                float(row["weight"]),
+                row["kind"] == "explicit",
+                bool(row["same_stage"]),
+            )
+        )
+    return [
+        RewardTask(
+            task_id,
+            task["row"]["prompt"],
+            task["row"]["prompt_id"],
+            task["row"]["split"],
+            tuple(task["clips"]),
+            tuple(task["votes"]),
+        )
+        for task_id, task in tasks.items()
+    ]
+
+
+def load_clips(data: PreferenceData, tasks: Sequence[RewardTask]) -> dict[str, Clip]:
+    """Decode every clip the tasks name, once."""
+    from reelhf.progress import track
+    from reelhf.video import read_video
+
+    wanted = list(dict.fromkeys(sha for task in tasks for sha in task.clips))
+    if not wanted:
+        raise UserError(f"{data.folder} holds no preference rows for what was asked")
+    return {
+        sha: Clip(*read_video(data.clip_path(sha))) for sha in track(wanted, label="read clips")
+    }
+
+
+def group_by_shape(clips: Sequence[Clip]) -> list[tuple[list[int], Tensor, Tensor]]:
+    """Batches of clips of one shape: (their places, float frames [N, 3, F, H, W], fps [N])."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, clip in enumerate(clips):
+        places.setdefault(tuple(clip.frames.shape), []).append(place)
+    return [
+        (
+            rows,
+            torch.stack([clips[i].frames for i in rows]).float() / 255,
+            torch.tensor([clips[i].fps for i in rows]),
+        )
+        for rows in places.values()
+    ]
+
+
+@torch.no_grad()
+def score_clips(
+    model: Any, clips: Mapping[str, Clip], pairs: Sequence[tuple[str, str]], *, batch_size: int = 32
+) -> dict[tuple[str, str], Tensor]:
+    """Score (sha256, prompt) pairs with the fixed frame choice: values [D] on the CPU, NaN where invalid."""
+    scores: dict[tuple[str, str], Tensor] = {}
+    unique = list(dict.fromkeys(pairs))
+    device = next(model.parameters()).device
+    for rows, frames, fps in group_by_shape([clips[sha] for sha, _ in unique]):
+        selection = model.select(frames.shape[2], float(fps[0]), None)
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            values = model.score(
+                frames[part].to(device),
+                selection=selection,
+                fps=fps[part].to(device),
+                prompts=[unique[i][1] for i in rows[part]],
+            ).values
+            scores.update({unique[i]: v.cpu() for i, v in zip(rows[part], values, strict=True)})
+    return scores
