@@ -70,6 +70,15 @@ def sigma_schedule(num_steps: int, *, shift: float = 1.0) -> tuple[float, ...]:
     return tuple(shift_sigma(grid, shift).tolist())
 
 
-def flow_matching_loss(velocity: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
-    """Squared error of the velocity per sample, mean over [C, T, h, w]; shape [B]."""
-    return (velocity - (noise - clean)).square().flatten(1).mean(1)
+def flow_matching_loss(
+    velocity: Tensor, clean: Tensor, noise: Tensor, *, channel_weights: Tensor | None = None
+) -> Tensor:
+    """Squared error of the velocity per sample, mean over [C, T, h, w]; shape [B].
+
+    Args:
+        channel_weights: weight of each latent channel, [C], mean 1; all alike by default.
+    """
+    error = (velocity - (noise - clean)).square()
+    if channel_weights is not None:
+        error = error * channel_weights[:, None, None, None]
+    return error.flatten(1).mean(1)

@@ -108,6 +108,9 @@ class DenoiserTrainConfig(Config):
     """Shares of text-to-image and image-to-video."""
     prompt_dropout: float = Field(0.1, ge=0, le=1)
     """Share of samples without a prompt, for guidance."""
+    channel_weight_power: float = Field(1.0, ge=0)
+    """Loss weight of a latent channel: how much it moves pixels, to this power. Normalised latents hide that a few channels
+    carry colour and outline and the rest fine detail; 0 weighs them alike."""
     low_res: LowResConfig = LowResConfig()
     """Refiner only: how its input is made."""
 
@@ -333,6 +336,20 @@ def first_frame_task(clean: Tensor, given: Tensor, low_res_latents: Tensor | Non
     return Task(clean * mask, mask, low_res_latents)
 
 
+@torch.no_grad()
+def channel_weights(backbone: DiTGenerator, latents: Tensor, power: float) -> Tensor:
+    """Pixel change (RMS) per unit change of each latent channel around `latents`, to `power`, with mean 1; [C]."""
+    latents = latents.to(backbone.device)
+    plain = backbone.decode(latents)[0]
+    gains = []
+    for channel in range(latents.shape[1]):
+        moved = latents.clone()
+        moved[:, channel] += 1.0
+        gains.append((backbone.decode(moved)[0] - plain).square().mean().sqrt())
+    weights = torch.stack(gains) ** power
+    return weights / weights.mean()
+
+
 def _train(config: DenoiserTrainConfig, backbone: DiTGenerator, data: LatentSet, out: Path) -> Path:
     """The loop; identical for base and refiner."""
     num_validation = max(1, min(config.num_validation, len(data) // 4))
@@ -343,6 +360,7 @@ def _train(config: DenoiserTrainConfig, backbone: DiTGenerator, data: LatentSet,
             f"{len(data)} training windows; expected at least 2, so that one can validate"
         )
     stream = BatchStream(config, training)
+    weights = channel_weights(backbone, validation.latents[:4], config.channel_weight_power)
     run = RunFolder.open(out, config)
     ema = Ema(backbone.denoiser, config.ema_decay)
     engine = Engine(
@@ -365,7 +383,9 @@ def _train(config: DenoiserTrainConfig, backbone: DiTGenerator, data: LatentSet,
         for batch in stream.micro_batches(step):
             noisy = add_noise(batch.clean, batch.noise, batch.sigma)
             velocity = backbone.velocity(engine, noisy, batch.sigma, batch.condition, batch.task)
-            loss = flow_matching_loss(velocity, batch.clean, batch.noise)  # [b]
+            loss = flow_matching_loss(
+                velocity, batch.clean, batch.noise, channel_weights=weights
+            )  # [b]
             engine.backward(loss.mean())
             loss_sum += loss.detach().sum()
             # 2. Update the weights (at the last micro-batch) and their average.
@@ -376,7 +396,7 @@ def _train(config: DenoiserTrainConfig, backbone: DiTGenerator, data: LatentSet,
         done = step + 1
         metrics = {"loss": all_reduce_sum(loss_sum).item() / config.batch_size, **update}
         if done % config.validate_every == 0 or done == config.num_steps:
-            metrics["validation/loss"] = validation_loss(backbone, ema, validation)
+            metrics["validation/loss"] = validation_loss(backbone, ema, validation, weights)
         run.log(done, metrics)
         if config.num_samples and (done % config.sample_every == 0 or done == config.num_steps):
             _save_samples(config, backbone, ema, validation, run, done)
@@ -426,7 +446,7 @@ def resume_state(run: RunFolder, engine: Engine, ema: Ema, identity: str) -> int
 
 
 @torch.no_grad()
-def validation_loss(backbone: DiTGenerator, ema: Ema, data: LatentSet) -> float:
+def validation_loss(backbone: DiTGenerator, ema: Ema, data: LatentSet, weights: Tensor) -> float:
     """Velocity error of the averaged weights on clips never trained on, at fixed noise and four sigmas."""
     clean = data.latents.to(device())
     noise = noise_like(range(len(data)), tuple(clean.shape[1:])).to(device())
@@ -438,7 +458,7 @@ def validation_loss(backbone: DiTGenerator, ema: Ema, data: LatentSet) -> float:
         velocity = backbone.velocity(
             ema.module, add_noise(clean, noise, sigma), sigma, condition, task
         )
-        losses.append(flow_matching_loss(velocity, clean, noise).mean())
+        losses.append(flow_matching_loss(velocity, clean, noise, channel_weights=weights).mean())
     return torch.stack(losses).mean().item()
 
 

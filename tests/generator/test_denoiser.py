@@ -19,6 +19,7 @@ from generator.training.denoiser import (
     DenoiserTrainConfig,
     LatentSet,
     TaskMixConfig,
+    channel_weights,
     first_frame_task,
     train_base,
     train_refiner,
@@ -201,6 +202,21 @@ def test_a_given_first_frame_is_clean_and_masked_and_the_others_are_zero():
     assert task.condition_mask.flatten(2).sum().item() == 4
     assert not task.condition_latents[0, :, 1:].any()
     assert not task.condition_latents[1].any()
+
+
+def test_a_channel_weighs_as_much_as_the_pixels_it_moves(tiny_generator):
+    backbone = tiny_generator()
+    latents = torch.randn(1, 8, 2, 2, 2)
+    weights = channel_weights(backbone, latents, 1.0)
+    assert weights.mean().item() == pytest.approx(1.0)
+    moved = [latents.clone() for _ in range(2)]
+    for channel in range(2):
+        moved[channel][:, channel] += 1.0
+    rms = [
+        (backbone.decode(m)[0] - backbone.decode(latents)[0]).square().mean().sqrt() for m in moved
+    ]
+    assert (weights[0] / weights[1]).item() == pytest.approx((rms[0] / rms[1]).item(), rel=1e-4)
+    assert torch.equal(channel_weights(backbone, latents, 0.0), torch.ones(8))
 
 
 TWO_PROCESSES = """

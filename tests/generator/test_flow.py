@@ -94,3 +94,15 @@ def test_guidance_of_one_is_the_conditional_velocity_and_zero_the_unconditional(
     conditional, unconditional = torch.randn(2, 5)
     torch.testing.assert_close(guided_velocity(conditional, unconditional, 1.0), conditional)
     torch.testing.assert_close(guided_velocity(conditional, unconditional, 0.0), unconditional)
+
+
+def test_channel_weights_scale_each_channels_share_of_the_loss():
+    clean, noise = torch.zeros(2, 3, 1, 2, 2), torch.zeros(2, 3, 1, 2, 2)
+    velocity = torch.zeros_like(clean)
+    velocity[:, 1] = 3.0
+    plain = flow_matching_loss(velocity, clean, noise)
+    weighted = flow_matching_loss(
+        velocity, clean, noise, channel_weights=torch.tensor([0.5, 2.0, 0.5])
+    )
+    assert plain.tolist() == [3.0, 3.0]
+    assert weighted.tolist() == [6.0, 6.0]
