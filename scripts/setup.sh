@@ -59,7 +59,7 @@ install() { .venv/bin/python -m pip install $quiet "$@" || die "pip could not in
     "check the network, then run the same command again: what is there is kept"; }
 
 if [ -n "${SYSTEM_SITE:-}" ]; then
-    .venv/bin/python - "$torch" <<'PY' || die "SYSTEM_SITE=1, but $PYTHON has no torch in the range $torch" "leave SYSTEM_SITE out"
+    .venv/bin/python - "$torch" <<'PY' || { rm -rf .venv; die "SYSTEM_SITE=1, but $PYTHON has no torch in the range $torch" "leave SYSTEM_SITE out"; }
 import importlib.metadata, sys
 from pip._vendor.packaging.requirements import Requirement
 try:
