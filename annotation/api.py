@@ -83,7 +83,7 @@ class AnnotateConfig(Config):
     """How long it pauses."""
     secure_cookie: bool = False
     """Send the session cookie over HTTPS only. Set it whenever the server is not on loopback."""
-    title: str = Field("ReelHF annotation", max_length=80)
+    title: str = Field(default="ReelHF annotation", max_length=80)
     """Name shown in the browser tab."""
 
 

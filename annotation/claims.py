@@ -87,7 +87,9 @@ def claim(store: Store, account: Account, *, lease_seconds: float) -> TaskView |
                 .values(expires_ms=expires)
             )
             return _view(store, connection, held.presentation_id, lease_seconds)
-        task_id = connection.execute(_next_task, {"me": account.id, "now": now}).scalar()
+        task_id = connection.execute(
+            _next_task, {"me": account.id, "now": now}
+        ).scalar_one_or_none()
         if task_id is None:
             return None
         presentation_id = _present(store, connection, task_id, account, now)
@@ -106,7 +108,8 @@ def claim(store: Store, account: Account, *, lease_seconds: float) -> TaskView |
 
 
 def _next_task_query() -> sa.Select[tuple[int]]:
-    me, now = sa.bindparam("me"), sa.bindparam("now")
+    me: sa.BindParameter[int] = sa.bindparam("me")
+    now: sa.BindParameter[int] = sa.bindparam("now")
     others_leases = (
         select(sa.func.count())
         .select_from(t.lease)

@@ -97,7 +97,7 @@ def export_preferences(
     if exclude_simulated:
         where.append(~t.judgment.c.simulated)
     with store.read() as connection:
-        clips = {row.id: row._mapping for row in connection.execute(_clips)}
+        clips = {row.id: dict(row._mapping) for row in connection.execute(_clips)}
         judged = list(connection.execute(_choices.where(*where)))
     judgments: list[dict[str, Any]] = []
     preferences: list[dict[str, Any]] = []
@@ -110,7 +110,7 @@ def export_preferences(
             preferences += _preference_rows(row, shown, judgment, pairs, include_implied)
     _add_agreement(preferences)
     clip_rows = [_clip_row(store, out, clips[clip_id]) for clip_id in sorted(used)]
-    counts = defaultdict(int)
+    counts: dict[str, int] = defaultdict(int)
     for judgment in judgments:
         if judgment["pick"] == "final":
             counts["constrained" if judgment["constrained"] else judgment["status"]] += 1

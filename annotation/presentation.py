@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from reelhf.config import Config
 from reelhf.hashing import content_hash, sha256_file
 
-COPY_VERSION = 1  # part of the file name: raise it when the copies would look different
+COPY_VERSION = 2  # part of the file name: raise it when the copies would look different
 
 
 class PresentationConfig(Config):
@@ -25,7 +26,7 @@ class PresentationConfig(Config):
     """All clips of a task play at the highest of their rates, up to this."""
     max_seconds: PositiveFloat = 20.0
     """Longer clips are cut here."""
-    crf: int = Field(16, ge=0, le=51)
+    crf: int = Field(default=16, ge=0, le=51)
     """H.264 quality of the copies."""
 
 
@@ -64,6 +65,15 @@ def plan_task(clips: Sequence[Measured], config: PresentationConfig) -> Plan:
     return Plan(fps, max(1, round(seconds * fps)), _even(width * scale), _even(height * scale))
 
 
+def copy_task(
+    clips: Sequence[Measured], folder: Path, config: PresentationConfig, pool: Executor
+) -> tuple[Plan, list[Path]]:
+    """The plan of one task and the copy of each clip, written in `folder` if not there yet."""
+    plan = plan_task(clips, config)
+    copies = pool.map(lambda clip: shown_copy(clip, plan, folder, crf=config.crf), clips)
+    return plan, list(copies)
+
+
 def shown_copy(clip: Measured, plan: Plan, folder: Path, *, crf: int) -> Path:
     """Writes the copy if it is not there yet, and returns its path: `folder/<hash>.mp4`."""
     name = content_hash(
@@ -76,8 +86,9 @@ def shown_copy(clip: Measured, plan: Plan, folder: Path, *, crf: int) -> Path:
 
 
 def _write_copy(clip: Measured, plan: Plan, path: Path, crf: int) -> None:
+    import numpy as np
     import torch
-    from torch.nn import functional as F
+    from PIL import Image
 
     from reelhf.video import iterate_frames, write_video
 
@@ -86,25 +97,23 @@ def _write_copy(clip: Measured, plan: Plan, path: Path, crf: int) -> None:
         for frame in range(plan.num_frames)
     ]
     distinct = sorted(set(wanted))
-    pictures: dict[int, torch.Tensor] = {}
+    boxes: dict[int, np.ndarray] = {}
     for index, picture in zip(distinct, iterate_frames(clip.path, indices=distinct), strict=False):
-        pixels = torch.from_numpy(picture).permute(2, 0, 1).float()[None] / 255  # [1, 3, H, W]
-        scale = min(plan.width / pixels.shape[3], plan.height / pixels.shape[2])
+        height, width = picture.shape[:2]
+        scale = min(plan.width / width, plan.height / height)
         size = (
-            max(1, min(plan.height, round(pixels.shape[2] * scale))),
-            max(1, min(plan.width, round(pixels.shape[3] * scale))),
+            max(1, min(plan.width, round(width * scale))),
+            max(1, min(plan.height, round(height * scale))),
         )
-        if size != pixels.shape[2:]:
-            pixels = F.interpolate(
-                pixels, size=size, mode="bicubic", align_corners=False, antialias=True
-            )
-        left, top = (plan.width - size[1]) // 2, (plan.height - size[0]) // 2
-        box = torch.zeros(3, plan.height, plan.width)
-        box[:, top : top + size[0], left : left + size[1]] = pixels[0].clamp(0, 1)
-        pictures[index] = (box * 255).round().to(torch.uint8)
-    last = max(pictures)  # a file may hold fewer frames than its index says
-    frames = torch.stack([pictures[min(index, last)] for index in wanted], dim=1)
-    write_video(path, frames, plan.fps, crf=crf)
+        if size != (width, height):
+            picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+        left, top = (plan.width - size[0]) // 2, (plan.height - size[1]) // 2
+        box = np.zeros((plan.height, plan.width, 3), np.uint8)
+        box[top : top + size[1], left : left + size[0]] = picture
+        boxes[index] = box
+    last = max(boxes)  # a file may hold fewer frames than its index says
+    frames = torch.from_numpy(np.stack([boxes[min(index, last)] for index in wanted]))
+    write_video(path, frames.permute(3, 0, 1, 2), plan.fps, crf=crf)
 
 
 def store_picture(source: Path, folder: Path) -> tuple[Path, str]:

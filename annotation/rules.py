@@ -89,10 +89,8 @@ def check_choices(
     if problems:
         return problems
 
-    final = {c.dimension: (c.best, c.worst) for c in choices if c.status == "ok"}
-    first = {
-        c.dimension: (c.first_best, c.first_worst) for c in choices if c.first_best is not None
-    }
+    final = _picked((c.dimension, c.best, c.worst) for c in choices if c.status == "ok")
+    first = _picked((c.dimension, c.first_best, c.first_worst) for c in choices)
     for choice in choices:
         if choice.status == "no_valid_pair":
             free = first[choice.dimension]
@@ -110,6 +108,14 @@ def check_choices(
     return problems
 
 
+def _picked(rows: Iterable[tuple[str, int | None, int | None]]) -> dict[str, Pair]:
+    return {
+        dimension: (best, worst)
+        for dimension, best, worst in rows
+        if best is not None and worst is not None
+    }
+
+
 def _shape_problems(choice: Choice, num_clips: int) -> list[str]:
     if choice.status not in STATUSES:
         return [f"status {choice.status!r} is not one of {', '.join(STATUSES)}"]
@@ -118,16 +124,17 @@ def _shape_problems(choice: Choice, num_clips: int) -> list[str]:
         ("answer", (choice.best, choice.worst)),
         ("free pick", (choice.first_best, choice.first_worst)),
     ):
-        if pair == (None, None):
+        best, worst = pair
+        if best is None and worst is None:
             continue
-        if None in pair:
+        if best is None or worst is None:
             problems.append(f"the {name} needs both a best and a worst clip")
-        elif not all(0 <= index < num_clips for index in pair):
+        elif not all(0 <= index < num_clips for index in (best, worst)):
             problems.append(
                 f"the {name} names a clip that was not shown ({num_clips} clips, counted from 0)"
             )
-        elif pair[0] == pair[1]:
-            problems.append(f"{LETTERS[pair[0]]} cannot be both best and worst")
+        elif best == worst:
+            problems.append(f"{LETTERS[best]} cannot be both best and worst")
     if choice.status == "ok" and choice.best is None:
         problems.append("best and worst are missing")
     if choice.status != "ok" and choice.best is not None:

@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,8 +26,7 @@ from annotation import schema as t
 from annotation.presentation import (
     Measured,
     PresentationConfig,
-    plan_task,
-    shown_copy,
+    copy_task,
     store_picture,
 )
 from annotation.records import (
@@ -43,6 +43,7 @@ from reelhf.hashing import sha256_file
 
 BUSY_TIMEOUT_SECONDS = 30
 NEAR_DUPLICATE_JACCARD = 0.9
+MAX_COPY_THREADS = 8
 ROLES = ("annotator", "admin")
 
 
@@ -328,35 +329,36 @@ class Store:
             }
         shown_folder = self.media / "shown"
         shown_folder.mkdir(exist_ok=True)
-        planned = []
-        numbered = list(enumerate(groups))
-        for index, group in track(numbered, label=label) if label else numbered:
-            clips = [_known_clip(rows, clip_id) for clip_id in group]
+        clips_of = [[_known_clip(rows, clip_id) for clip_id in group] for group in groups]
+        for index, clips in enumerate(clips_of):
             _check_group(index, clips)
-            measured = [
-                Measured(
-                    self.media / c.storage_key, c.sha256, c.num_frames, c.fps, c.width, c.height
-                )
-                for c in clips
-            ]
-            plan = plan_task(measured, presentation)
-            copies = [shown_copy(m, plan, shown_folder, crf=presentation.crf) for m in measured]
-            pictures = [c.first_frame_key for c in clips if c.first_frame_key]
-            values = {
-                "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,
-                "project": clips[0].project,
-                "task_kind": clips[0].task_kind,
-                "round": round_number,
-                "need_n": need,
-                "priority": priority,
-                "state": "open",
-                "num_judgments": 0,
-                "first_frame_key": pictures[0] if pictures else None,
-                "shown_fps": plan.fps,
-                "shown_frames": plan.num_frames,
-                "created_ms": self.now_ms(),
-            }
-            planned.append((values, clips, copies))
+        planned = []
+        with ThreadPoolExecutor(max_workers=min(MAX_COPY_THREADS, os.cpu_count() or 1)) as pool:
+            items = track(clips_of, label=label) if label else clips_of
+            for index, clips in enumerate(items):
+                measured = [
+                    Measured(
+                        self.media / c.storage_key, c.sha256, c.num_frames, c.fps, c.width, c.height
+                    )
+                    for c in clips
+                ]
+                plan, copies = copy_task(measured, shown_folder, presentation, pool)
+                pictures = [c.first_frame_key for c in clips if c.first_frame_key]
+                values = {
+                    "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,
+                    "project": clips[0].project,
+                    "task_kind": clips[0].task_kind,
+                    "round": round_number,
+                    "need_n": need,
+                    "priority": priority,
+                    "state": "open",
+                    "num_judgments": 0,
+                    "first_frame_key": pictures[0] if pictures else None,
+                    "shown_fps": plan.fps,
+                    "shown_frames": plan.num_frames,
+                    "created_ms": self.now_ms(),
+                }
+                planned.append((values, clips, copies))
         ids = []
         with self.write() as connection:
             for values, clips, copies in planned:
@@ -376,6 +378,22 @@ class Store:
                     ],
                 )
         return ids
+
+    def clips_without_task(self, k: int) -> list[list[int]]:
+        """Clips that no task shows yet, in groups of up to `k` (at least 2) of one prompt and task kind."""
+        if not MIN_CLIPS <= k <= MAX_CLIPS:
+            raise UserError(f"k is {k}; best and worst need {MIN_CLIPS} to {MAX_CLIPS} clips")
+        query = (
+            select(t.clip.c.id, t.clip.c.prompt_id, t.clip.c.task_kind)
+            .where(t.clip.c.id.not_in(select(t.task_clip.c.clip_id)))
+            .order_by(t.clip.c.model, t.clip.c.id)
+        )
+        by_prompt: dict[tuple[str, str], list[int]] = {}
+        with self.read() as connection:
+            for row in connection.execute(query):
+                by_prompt.setdefault((row.prompt_id, row.task_kind), []).append(row.id)
+        groups = [part for ids in by_prompt.values() for part in _chunks(ids, k)]
+        return [list(group) for group in groups if len(group) >= MIN_CLIPS]
 
     # --- looking ---
 

@@ -1,0 +1,284 @@
+"""`reelhf annotate ...`: projects, the annotation page, export."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reelhf.errors import UserError
+
+if TYPE_CHECKING:
+    from annotation.quickstart import Plan
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Clips become tasks, tasks become judgments."
+)
+clips_app = typer.Typer(no_args_is_help=True, help="Clips of a project.")
+tasks_app = typer.Typer(no_args_is_help=True, help="Tasks of a project.")
+user_app = typer.Typer(no_args_is_help=True, help="Accounts of a project.")
+app.add_typer(clips_app, name="clips")
+app.add_typer(tasks_app, name="tasks")
+app.add_typer(user_app, name="user")
+
+DEFAULT_PROJECT = Path("runs/annotation")
+DEFAULT_PORT = 7860
+MAX_SHOWN = 40
+
+ProjectArgument = Annotated[Path, typer.Argument(help="Project folder", show_default=True)]
+
+
+@app.command()
+def quickstart(
+    source: Annotated[
+        Path, typer.Argument(help="<model>/<prompt>.mp4 folder, or a manifest .csv or .jsonl")
+    ],
+    out: Annotated[Path, typer.Option(help="Project folder to make")] = DEFAULT_PROJECT,
+    k: Annotated[int, typer.Option("--k", help="Clips per task, 2 to 6")] = 4,
+    need: Annotated[int, typer.Option(help="Judgments wanted per task")] = 1,
+    with_ratings: Annotated[
+        bool, typer.Option("--with-ratings", help="Import FETV's ratings as judgments too")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what fits and stop")] = False,
+) -> None:
+    """Make a labelling project of anyone's clips."""
+    from annotation.quickstart import quickstart as make
+
+    project = make(source, out, k=k, need=need, dry_run=dry_run, with_ratings=with_ratings)
+    _print_plan(project.plan)
+    if dry_run:
+        typer.echo(f"dry run: nothing was written. next: the same without --dry-run makes {out}")
+        return
+    typer.echo(f"project: {out} ({project.num_tasks} tasks)")
+    typer.echo(f"sign in as: {project.admin}  password: {project.password}")
+    typer.echo(f"next: reelhf annotate serve {out}")
+
+
+@app.command()
+def init(project: ProjectArgument = DEFAULT_PROJECT) -> None:
+    """Make an empty project, or bring an old one up to date."""
+    from annotation.store import Store
+
+    with Store.open(project) as store:
+        counts = store.counts()
+    typer.echo(f"project: {project} ({counts['tasks']} tasks, {counts['judgments']} judgments)")
+    typer.echo(f"next: reelhf annotate clips import SOURCE --project {project}")
+
+
+@app.command()
+def serve(
+    project: ProjectArgument = DEFAULT_PROJECT,
+    port: Annotated[int, typer.Option(help="Port on this machine")] = DEFAULT_PORT,
+    host: Annotated[str, typer.Option(help="Address; only this machine by default")] = "127.0.0.1",
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Make a local admin account and a one-time sign-in link")
+    ] = False,
+    wanted: Annotated[int | None, typer.Option(help="Tasks asked of each annotator")] = None,
+    secure_cookie: Annotated[
+        bool, typer.Option("--secure-cookie", help="Behind HTTPS: never send the cookie without it")
+    ] = False,
+) -> None:
+    """Serve the annotation page."""
+    from annotation.api import AnnotateConfig, bind, create_app, running_server
+    from annotation.store import Store
+    from reelhf.config import load_config
+
+    bind(host, port).close()  # a taken port is found before anything else
+    overrides = [f"secure_cookie={str(secure_cookie).lower()}"]
+    if wanted is not None:
+        overrides.append(f"wanted_tasks={wanted}")
+    config = load_config(AnnotateConfig, None, overrides)
+    with Store.open(project, create=False) as store:
+        counts = store.counts()
+        site = create_app(store, config)
+        with running_server(store, host=host, port=port, app=site) as url:
+            typer.echo(
+                f"{counts['open_tasks']} of {counts['tasks']} tasks are open, {counts['judgments']} judgments so far"
+            )
+            if demo:
+                name, password = "demo", secrets.token_urlsafe(9)
+                if store.find_user(name) is None:
+                    store.add_user(name, password, role="admin")
+                else:
+                    store.set_password(name, password)
+                account = store.find_user(name)
+                assert account is not None
+                typer.echo(f"annotation: {url}{site.state.sign_in_link(account)}  (works once)")
+                typer.echo(f"afterwards: {url}  name: {name}  password: {password}")
+            else:
+                typer.echo(f"annotation: {url}  (accounts: reelhf annotate user add {project})")
+            hint = tunnel_line(port)
+            if hint:
+                typer.echo(hint)
+            typer.echo("Ctrl-C ends it; every judgment is on disk when the page says so.")
+            _wait()
+    typer.echo(f"next: reelhf annotate export {project}")
+
+
+@clips_app.command("import")
+def clips_import(
+    source: Annotated[Path, typer.Argument(help="Folder or manifest, as for quickstart")],
+    project: Annotated[Path, typer.Option(help="Project folder")] = DEFAULT_PROJECT,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what fits and stop")] = False,
+) -> None:
+    """Add clips to a project, without tasks."""
+    from annotation.quickstart import plan_project
+    from annotation.records import MAX_CLIPS
+    from annotation.store import Store
+
+    plan = plan_project(source, k=MAX_CLIPS)
+    _print_plan(plan, tasks=False)
+    if dry_run:
+        typer.echo("dry run: nothing was written")
+        return
+    with Store.open(project) as store:
+        clips = [clip for group in plan.groups for clip in group]
+        ids = store.add_clips(clips, project=source.resolve().name, label="clips")
+    typer.echo(f"project: {project} ({len(set(ids))} clips)")
+    typer.echo(f"next: reelhf annotate tasks create {project}")
+
+
+@tasks_app.command("create")
+def tasks_create(
+    project: ProjectArgument = DEFAULT_PROJECT,
+    k: Annotated[int, typer.Option("--k", help="Clips per task, 2 to 6")] = 4,
+    need: Annotated[int, typer.Option(help="Judgments wanted per task")] = 1,
+    round_number: Annotated[int, typer.Option("--round", help="Round of the loop")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the tasks and stop")] = False,
+) -> None:
+    """Make tasks of the clips that are in none yet, K per prompt."""
+    from annotation.store import Store
+
+    with Store.open(project, create=False) as store:
+        groups = store.clips_without_task(k)
+        if dry_run:
+            typer.echo(f"dry run: {len(groups)} tasks would be made")
+            return
+        store.create_tasks(groups, need=need, round_number=round_number, label="copies for showing")
+    typer.echo(f"project: {project} ({len(groups)} new tasks)")
+    typer.echo(f"next: reelhf annotate serve {project} --demo")
+
+
+@app.command()
+def export(
+    project: ProjectArgument = DEFAULT_PROJECT,
+    out: Annotated[Path | None, typer.Option(help="[default: PROJECT/preferences]")] = None,
+    fmt: Annotated[str, typer.Option("--format", help="parquet or jsonl")] = "parquet",
+    implied: Annotated[
+        bool, typer.Option(help="Also the pairs that best and worst imply, marked")
+    ] = True,
+    humans_only: Annotated[
+        bool, typer.Option("--humans-only", help="Leave out simulated judgments")
+    ] = False,
+    min_round: Annotated[int, typer.Option(help="First round")] = 0,
+    max_round: Annotated[int | None, typer.Option(help="Last round")] = None,
+) -> None:
+    """Write the preference data."""
+    from annotation.export import export_preferences
+    from annotation.records import read_preferences
+    from annotation.store import Store
+
+    with Store.open(project, create=False) as store:
+        folder = export_preferences(
+            store,
+            out or project / "preferences",
+            include_implied=implied,
+            fmt=fmt,
+            min_round=min_round,
+            max_round=max_round,
+            exclude_simulated=humans_only,
+        )
+    files = read_preferences(folder).manifest["files"]
+    rows = ", ".join(f"{entry['rows']} {name.partition('.')[0]}" for name, entry in files.items())
+    typer.echo(f"preference data: {folder} ({rows})")
+    typer.echo(f"next: reelhf rewards train --preferences {folder}")
+
+
+@app.command()
+def agreement(
+    preferences: Annotated[Path, typer.Argument(help="Preference data, from `export`")],
+) -> None:
+    """Krippendorff's alpha per dimension over the free picks, with a 95 % interval over prompts."""
+    from annotation.agreement import agreement_by_dimension
+    from annotation.records import read_preferences
+
+    found = agreement_by_dimension(
+        read_preferences(preferences, tables=["preferences"]).preferences
+    )
+    if not found:
+        raise UserError(f"{preferences} holds no preferences")
+    typer.echo(f"{'dimension':<22} {'alpha':>6}  {'95 % interval':<16} pairs judged twice or more")
+    for dimension, a in found.items():
+        alpha = "   -" if a.alpha is None else f"{a.alpha:.2f}"
+        interval = "-" if a.low is None else f"{a.low:.2f} to {a.high:.2f}"
+        typer.echo(f"{dimension:<22} {alpha:>6}  {interval:<16} {a.num_pairs}")
+    if all(a.num_pairs == 0 for a in found.values()):
+        typer.echo("no pair was judged by two people: create tasks with --need 2 or more")
+
+
+@user_app.command("add")
+def user_add(
+    name: Annotated[str, typer.Argument(help="Name to sign in with")],
+    project: Annotated[Path, typer.Option(help="Project folder")] = DEFAULT_PROJECT,
+    role: Annotated[str, typer.Option(help="annotator or admin")] = "annotator",
+    password: Annotated[
+        str | None,
+        typer.Option(help="At least 8 characters; made up if left out", envvar="REELHF_PASSWORD"),
+    ] = None,
+) -> None:
+    """Add an account."""
+    from annotation.store import Store
+
+    made = password or secrets.token_urlsafe(9)
+    with Store.open(project, create=False) as store:
+        account = store.add_user(name, made, role=role)
+    shown = "" if password else f"  password: {made}"
+    typer.echo(f"{role} {name} ({account.pseudonym} in exports){shown}")
+
+
+@app.command()
+def backup(
+    project: ProjectArgument = DEFAULT_PROJECT,
+    out: Annotated[Path | None, typer.Option(help="File to write")] = None,
+) -> None:
+    """Copy the database while it is in use; media are immutable files and can be copied as they are."""
+    from datetime import datetime
+
+    from annotation.store import Store
+
+    with Store.open(project, create=False) as store:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        path = store.backup(out or project / f"backup-{stamp}.db")
+    typer.echo(f"backup: {path}")
+
+
+def tunnel_line(port: int) -> str | None:
+    """The line to type on one's own machine when this one is reached over SSH."""
+    if not os.environ.get("SSH_CONNECTION"):
+        return None
+    server = os.environ["SSH_CONNECTION"].split()[2]
+    user = os.environ.get("USER", "you")
+    return f"over SSH, first run on your own machine: ssh -N -L {port}:127.0.0.1:{port} {user}@{server}"
+
+
+def _wait() -> None:
+    import time
+
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        typer.echo("")
+
+
+def _print_plan(plan: Plan, *, tasks: bool = True) -> None:
+    for line in plan.mismatches[:MAX_SHOWN]:
+        typer.echo(f"  - {line}")
+    if len(plan.mismatches) > MAX_SHOWN:
+        typer.echo(f"  - and {len(plan.mismatches) - MAX_SHOWN} more")
+    sizes = sorted({len(group) for group in plan.groups})
+    shape = f" of {', '.join(map(str, sizes))} clips in {len(plan.groups)} tasks" if tasks else ""
+    typer.echo(f"{plan.num_clips} clips fit{shape}; {len(plan.mismatches)} mismatches")
