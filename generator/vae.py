@@ -3,8 +3,8 @@
 The first frame is coded alone and each later latent frame covers four frames, so F = 1 + 4n frames give T = 1 + n latents and
 an image is a clip of one frame (Seedance 1.0, arXiv 2506.09113, 2.1; MAGVIT-v2, arXiv 2310.05737). Two paths are added:
 
-* a linear patch shortcut, one matrix per side (1 x 16 x 16 for the first frame, 4 x 16 x 16 for the others), initialised by PCA of
-  training patches. It is usable after a second;
+* a linear shortcut fitted in closed form within seconds: the encoder projects patches (1 x 16 x 16 pixels of the first frame,
+  4 x 16 x 16 of later ones) on their principal components, the decoder is a regression of patches on the latents around them;
 * a learned residual path of causal convolutions on two grids: fine tokens (4 x 4 pixels) and the latent grid (16 x 16).
 
 All time mixing is causal convolution along the latent axis, and every normalisation is per position, so nothing leaks from later
@@ -34,6 +34,8 @@ StreamState = tuple[Tensor, ...]
 """One tensor per causal convolution, in forward order: its last input frame, [B, width, 1, h, w]."""
 
 WEIGHTS_NAME, CONFIG_NAME = "vae.safetensors", "vae.json"
+RIDGE = 1e-3
+"""Penalty of the decoder's linear fit, relative to the unit variance of its inputs."""
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -12.0, 4.0
 
 
@@ -195,6 +197,30 @@ class TokensToPixels(FrameLinear):
         return torch.cat(frames, dim=2)
 
 
+class LappedPatches(nn.Module):
+    """Latents -> frames, linearly: a patch is read from the 3 x 3 latents around it, of this and the previous latent frame.
+
+    A patch that knows its neighbours has fewer seams than one decoded alone, at the price of a wider matrix.
+    """
+
+    def __init__(self, channels: int, group: int, size: int) -> None:
+        super().__init__()
+        self.group, self.size = group, size
+        self.first = nn.Conv3d(channels, 3 * size**2, (1, 3, 3), padding=(0, 1, 1))
+        self.later = nn.Conv3d(channels, 3 * group * size**2, (2, 3, 3), padding=(0, 1, 1))
+
+    def forward(self, latents: Tensor, stream: Stream) -> Tensor:
+        starts_clip = stream.incoming is None
+        latents = stream.with_past(latents)  # [B, C, 1 + T, h, w]
+        frames = []
+        if starts_clip:
+            latents = latents[:, :, 1:]
+            frames.append(unpatchify(self.first(latents[:, :, :1]), 1, self.size))
+        if latents.shape[2] > 1:
+            frames.append(unpatchify(self.later(latents), self.group, self.size))
+        return torch.cat(frames, dim=2)
+
+
 class Encoder(nn.Module):
     def __init__(self, config: VAEConfig, spec: BackboneSpec) -> None:
         super().__init__()
@@ -233,7 +259,7 @@ class Decoder(nn.Module):
         super().__init__()
         group, size = spec.temporal_ratio, spec.spatial_ratio
         self.fold = size // config.fine_size
-        self.shortcut = TokensToPixels(size, group, config.channels)
+        self.shortcut = LappedPatches(config.channels, group, size)
         self.widen = nn.Conv3d(config.channels, config.decoder_width, 1)
         self.coarse = nn.ModuleList(
             CausalBlock(config.decoder_width) for _ in range(config.decoder_blocks)
@@ -248,7 +274,7 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         starts_clip, stream = state is None, Stream(state)
-        frames = self.shortcut(latents, starts_clip)  # [B, 3, F, H, W], centred
+        frames = self.shortcut(latents, stream)  # [B, 3, F, H, W], centred
         hidden = self.widen(latents)
         for block in self.coarse:
             hidden = block(hidden, stream)
@@ -298,6 +324,13 @@ def _whitened_pca(patches: Tensor, channels: int, seed: int) -> PatchBasis:
     return PatchBasis(mean, basis / std, (basis * std).T)
 
 
+def _neighbourhoods(latents: Tensor) -> Tensor:
+    """The 3 x 3 positions around each, zeros outside the frame: [B, C, T, h, w] -> [B, C * 9, T, h, w]."""
+    batch, _, time, height, width = latents.shape
+    around = F.unfold(latents.transpose(1, 2).flatten(0, 1), 3, padding=1)
+    return around.reshape(batch, time, -1, height, width).transpose(1, 2)
+
+
 def _sample_rows(patches: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     """At most `limit` positions of [B, features, T, h, w] as rows [N, features]."""
     rows = patches.movedim(1, -1).flatten(0, -2)
@@ -338,6 +371,11 @@ class VideoVAE(nn.Module):
         num_frames = frames.shape[2] + (state is not None)  # a later chunk has 4n frames
         self.spec.check(num_frames, *frames.shape[3:])
         return self.encoder(frames, state)
+
+    def shortcut(self, frames: Tensor) -> Tensor:
+        """Reconstruction of whole clips by the linear paths alone."""
+        latents = self.encoder.shortcut(frames - 0.5, True)
+        return self.decoder.shortcut(latents, Stream(None)) + 0.5
 
     def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
         """The training pass: (reconstruction, posterior) of whole clips; `noise` [B, C, T, h, w] samples the posterior."""
@@ -389,9 +427,11 @@ class VideoVAE(nn.Module):
 
     @torch.no_grad()
     def init_shortcut(
-        self, clips: Sequence[Tensor], *, max_patches: int = 8192, seed: int = 0
+        self, clips: Sequence[Tensor], *, max_patches: int = 6144, seed: int = 0
     ) -> None:
-        """Set both linear shortcuts to the PCA of the clips' patches, whitened, so that latents start with unit variance.
+        """Fit both linear shortcuts in closed form: the encoder's by PCA, the decoder's by regression on its latents.
+
+        PCA latents are whitened, so that they start with unit variance.
 
         The first frame's basis is rotated (orthogonal Procrustes) so that a patch at rest has nearly the same latent in
         the first and in later frames.
@@ -427,14 +467,42 @@ class VideoVAE(nn.Module):
         first_basis = first_basis.rotated(left @ right)
 
         for name, basis in (("first", first_basis), ("later", later_basis)):
-            encoder, decoder = (
-                getattr(self.encoder.shortcut, name),
-                getattr(self.decoder.shortcut, name),
-            )
+            encoder = getattr(self.encoder.shortcut, name)
             encoder.weight.copy_(basis.analysis.T[:, :, None, None, None])
             encoder.bias.copy_(-basis.mean @ basis.analysis)
-            decoder.weight.copy_(basis.synthesis.T[:, :, None, None, None])
-            decoder.bias.copy_(basis.mean)
+        self._fit_decoder_shortcut(clips, max_patches, generator)
+
+    def _fit_decoder_shortcut(
+        self, clips: Sequence[Tensor], max_patches: int, generator: torch.Generator
+    ) -> None:
+        """Ridge regression of patches on the latents around them."""
+        group, size = self.spec.temporal_ratio, self.spec.spatial_ratio
+        shortcut = self.decoder.shortcut
+        sums: dict[str, list[Tensor]] = {"first": [], "later": []}
+        for frames in clips:
+            frames = frames - 0.5
+            latents = self.encoder.shortcut(frames, True)
+            around = _neighbourhoods(latents)  # [B, 9 * C, T, h, w]
+            pairs = {
+                "first": (around[:, :, :1], patchify(frames[:, :, :1], 1, size)),
+                "later": (
+                    torch.cat([around[:, :, :-1], around[:, :, 1:]], dim=1),
+                    patchify(frames[:, :, 1:], group, size),
+                ),
+            }
+            for name, (inputs, patches) in pairs.items():
+                rows = torch.cat([inputs, torch.ones_like(inputs[:, :1]), patches], dim=1)
+                sums[name].append(_sample_rows(rows, max_patches, generator))
+        for name, batches in sums.items():
+            conv = getattr(shortcut, name)
+            rows = torch.cat(batches)
+            inputs, patches = rows[:, : -conv.out_channels], rows[:, -conv.out_channels :]
+            gram = inputs.T @ inputs
+            gram.diagonal().add_(RIDGE * len(rows))
+            weights = torch.linalg.solve(gram, inputs.T @ patches)  # [taps * 9 * C + 1, features]
+            taps = weights[:-1].T.unflatten(1, (conv.kernel_size[0], conv.in_channels, 3, 3))
+            conv.weight.copy_(taps.transpose(1, 2))
+            conv.bias.copy_(weights[-1])
 
     @torch.no_grad()
     def set_latent_statistics(self, latents: Sequence[Tensor]) -> None:

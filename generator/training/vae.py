@@ -236,7 +236,7 @@ def train_vae(config: VAETrainConfig, clips: Path, out: Path) -> Path:
     run = RunFolder.open(out, config)
 
     # 1. The linear shortcuts, in closed form; the weights under test at step 0.
-    vae.init_shortcut([_patches_for_pca(frames) for frames in training], seed=config.seed)
+    vae.init_shortcut([frames[:256].float() / 255 for frames in training], seed=config.seed)
     vae.encoder.shortcut.requires_grad_(False)
     vae.decoder.shortcut.requires_grad_(False)
     vae.to(device())
@@ -315,10 +315,6 @@ def _load(
     return (full[is_held], half[is_held]), (full[~is_held], half[~is_held])
 
 
-def _patches_for_pca(frames: Tensor, *, limit: int = 128) -> Tensor:
-    return frames[:limit].float() / 255
-
-
 @torch.no_grad()
 def _encode_all(vae: VideoVAE, frames: Tensor, *, limit: int = 128) -> Tensor:
     """Un-normalised posterior means [N, C, T, h, w] of at most `limit` clips."""
@@ -334,11 +330,7 @@ def _measure(vae: VideoVAE, held_out: Sequence[Tensor], shortcut_only: bool) -> 
         squared = foreground_squared = count = 0.0
         for chunk in clips.split(8):
             frames = chunk.to(device()).float() / 255
-            if shortcut_only:
-                latents = vae.encoder.shortcut(frames - 0.5, True)
-                rebuilt = vae.decoder.shortcut(latents, True) + 0.5
-            else:
-                rebuilt, _ = vae.decode(vae.encode(frames))
+            rebuilt = vae.shortcut(frames) if shortcut_only else vae.decode(vae.encode(frames))[0]
             error = (rebuilt.clamp(0, 1) - frames).square().mean(1, keepdim=True)
             foreground = foreground_distance(frames) > FOREGROUND_DISTANCE
             squared += error.mean().item() * len(chunk)

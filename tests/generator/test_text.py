@@ -1,0 +1,108 @@
+"""The text encoder: tokenizer, batching, languages, the empty prompt, files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from generator.text import TextEncoder, TextEncoderConfig, train_tokenizer
+from reelhf.errors import UserError
+
+CAPTIONS = [
+    "A small red circle moves slowly to the left on a white ground.",
+    "A large blue square stands still on a grey ground.",
+    "一个红色的小圆形在白色背景上慢慢向左移动。",
+    "一个蓝色的大正方形静止在灰色背景上。",
+]
+TINY = TextEncoderConfig(hidden_size=32, num_layers=2, mlp_size=48, vocab_size=400)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    torch.manual_seed(0)
+    return TextEncoder.build(TINY, CAPTIONS).eval()
+
+
+def test_any_text_survives_the_tokenizer():
+    tokenizer = train_tokenizer(CAPTIONS, TINY)
+    for text in (*CAPTIONS, "An unseen ünïcode 句子 🎬, with  two spaces"):
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_training_captions_need_fewer_tokens_than_bytes():
+    tokenizer = train_tokenizer(CAPTIONS, TINY)
+    for text in CAPTIONS:
+        assert len(tokenizer(text)["input_ids"]) < len(text.encode()) / 2
+
+
+def test_a_prompt_is_encoded_alike_alone_and_in_a_batch(encoder):
+    batch = encoder.encode(CAPTIONS)
+    for row, caption in enumerate(CAPTIONS):
+        alone = encoder.encode([caption])
+        length = alone.mask.sum()
+        assert alone.mask.all() and batch.mask[row].sum() == length
+        torch.testing.assert_close(
+            batch.embeds[row, :length], alone.embeds[0], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_padding_is_on_the_right_and_zero(encoder):
+    batch = encoder.encode([CAPTIONS[0], "red"])
+    assert batch.mask[1].int().diff().max() <= 0
+    assert (batch.embeds[~batch.mask] == 0).all()
+
+
+def test_embeddings_have_unit_scale(encoder):
+    batch = encoder.encode(CAPTIONS)
+    scale = batch.embeds[batch.mask].square().mean(-1).sqrt()
+    torch.testing.assert_close(scale, torch.ones_like(scale), rtol=1e-2, atol=1e-2)
+
+
+def test_different_prompts_in_both_languages_differ(encoder):
+    last = [encoder.encode([caption]).embeds[0, -1] for caption in CAPTIONS]
+    for i, one in enumerate(last):
+        assert all((one - other).abs().max() > 1e-2 for other in last[i + 1 :])
+
+
+@pytest.mark.parametrize("prompts", [[""], ["", CAPTIONS[0]], ["   "]])
+def test_the_empty_prompt_is_the_unconditional_one(encoder, prompts):
+    condition = encoder.encode(prompts)
+    assert condition.embeds.shape[1] >= 1
+    assert not condition.mask[0].any() and (condition.embeds[0] == 0).all()
+
+
+def test_a_long_prompt_is_cut(encoder):
+    config = TINY.model_copy(update={"max_tokens": 8})
+    short = TextEncoder(config, encoder.language_model, encoder.tokenizer)
+    assert short.encode([CAPTIONS[0] * 5]).embeds.shape[1] == 8
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+def test_save_and_load_give_equal_embeddings(architecture, tmp_path):
+    torch.manual_seed(0)
+    config = TINY.model_copy(update={"architecture": architecture})
+    encoder = TextEncoder.build(config, CAPTIONS).eval()
+    loaded = TextEncoder.load(encoder.save(tmp_path / "text"))
+    assert loaded.config == config
+    before, after = encoder.encode(CAPTIONS), loaded.encode(CAPTIONS)
+    assert torch.equal(before.embeds, after.embeds) and torch.equal(before.mask, after.mask)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_saved_encoder_serves_as_a_pretrained_path(encoder, tmp_path):
+    encoder.save(tmp_path / "text")
+    again = TextEncoder.build(TextEncoderConfig(path=str(tmp_path / "text")), []).eval()
+    assert torch.equal(again.encode(CAPTIONS).embeds, encoder.encode(CAPTIONS).embeds)
+
+
+def test_bad_input_is_named(encoder, tmp_path):
+    with pytest.raises(UserError, match="text encoder folder"):
+        TextEncoder.load(tmp_path)
+    with pytest.raises(UserError, match="not a readable language model"):
+        TextEncoder.build(TextEncoderConfig(path=str(tmp_path / "nowhere")), [])
+    with pytest.raises(UserError, match="needs captions"):
+        TextEncoder.build(TINY, [])
+    with pytest.raises(UserError, match="3 hidden states"):
+        TextEncoder(
+            TINY.model_copy(update={"hidden_layer": 7}), encoder.language_model, encoder.tokenizer
+        )
