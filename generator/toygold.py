@@ -47,7 +47,7 @@ COMPOSITE_WEIGHTS: dict[str, float] = {
     "structural_stability": 0.25,
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring")
-COARSE, FINE = 64, 128
+COARSE, FINE = 64, 2 * 64
 """Sides of the grids that masks (coarse) and edges (fine) are measured on, whatever the clip's size."""
 PATCH = 24
 """Side of the canonical picture of a shape: centred on its centroid, scaled by its area."""
@@ -153,9 +153,23 @@ def _standard(frames: Tensor) -> Tensor:
     ).transpose(0, 1)
 
 
+def _soften(frames: Tensor) -> Tensor:
+    """Mean over 3 x 3 pixels, the outermost rows and columns repeated; [3, F, H, W] -> the same."""
+    rows = torch.cat([frames[..., :1, :], frames, frames[..., -1:, :]], dim=-2)
+    frames = (rows[..., :-2, :] + rows[..., 1:-1, :] + rows[..., 2:, :]) / 3
+    columns = torch.cat([frames[..., :1], frames, frames[..., -1:]], dim=-1)
+    return (columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]) / 3
+
+
 def _distance(frames: Tensor, ground: Tensor) -> Tensor:
     """RGB distance from the background, [3, F, H, W] and [F, 3] -> [F, H, W]."""
     return (frames - ground.T[:, :, None, None]).square().sum(0).sqrt()
+
+
+def _contrast(distance: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """The mean distance weighted by its own cube: that of the foreground, whatever its size."""
+    cube = distance.square() * distance
+    return (cube * distance).sum(dim) / cube.sum(dim).clamp(min=1e-8)
 
 
 def _close(mask: Tensor) -> Tensor:
@@ -170,17 +184,16 @@ def _soft_mask(distance: Tensor, contrast: Tensor, striped: bool) -> Tensor:
 
 
 def _see(fine: Tensor, scene: Scene, fps: float) -> _Seen:
-    coarse = F.avg_pool2d(fine.transpose(0, 1), FINE // COARSE).transpose(0, 1)
+    coarse = (fine[..., 0::2, :] + fine[..., 1::2, :]) / 2  # FINE is twice COARSE
+    coarse = (coarse[..., 0::2] + coarse[..., 1::2]) / 2
     num_frames = coarse.shape[1]
     ring = COARSE // 16
     border = torch.ones(COARSE, COARSE, dtype=torch.bool)
     border[ring:-ring, ring:-ring] = False
     ground = coarse[:, :, border].median(dim=2).values.T  # [F, 3]
     # shape and motion are judged through a little blur, so that grain costs looks and not structure
-    soft = F.avg_pool2d(coarse.transpose(0, 1), 3, stride=1, padding=1, count_include_pad=False)
-    distance = _distance(soft.transpose(0, 1), ground)
-    # the mean distance weighted by its own cube: the foreground's, whatever its size
-    raw_contrast = distance.pow(4).sum() / distance.pow(3).sum().clamp(min=1e-8)
+    distance = _distance(_soften(coarse), ground)
+    raw_contrast = _contrast(distance, dim=(0, 1, 2))
     mask = _soft_mask(distance, raw_contrast.clamp(min=MIN_CONTRAST), scene.texture == "striped")
 
     axis = (torch.arange(COARSE) + 0.5) / COARSE - 0.5
@@ -332,7 +345,9 @@ def _aesthetic_quality(fine: Tensor, seen: _Seen, scene: Scene) -> Tensor:
     rough = ((far * distance.square()).sum() / far.sum().clamp(min=1)).sqrt()
     flat = falloff(rough, 0.06) * (far.mean() / 0.3).clamp(max=1)  # no ground left: not a clean one
 
-    coverage = (distance / seen.contrast.clamp(min=MIN_CONTRAST) - 0.1) / 0.8
+    # each frame against its own contrast: a lamp that flickers blurs nothing
+    contrast = _contrast(distance, dim=(1, 2)).clamp(min=MIN_CONTRAST)[:, None, None]
+    coverage = (distance / contrast - 0.1) / 0.8
     coverage = coverage.clamp(0, 1) * (1 - far)
     if scene.texture == "striped":
         coverage = _close(coverage)
@@ -378,13 +393,13 @@ def _structural_stability(seen: _Seen) -> Tensor:
     intact = _overlap(seen.shape[:, None], _templates()[None]).amax(1).mean()
     change = (seen.colour - seen.colour.mean(0)).square().sum(-1).mean().sqrt()
     flicker = (seen.ground - seen.ground.mean(0)).square().sum(-1).mean().sqrt()
-    steady_colour = falloff(change, 0.08) * falloff(flicker, 0.05)
+    steady_colour = falloff(change, 0.06) * falloff(flicker, 0.03)
     return seen.presence * (
         0.15 * steady_area
-        + 0.3 * falloff(1 - outline, 0.2)
-        + 0.3 * falloff(1 - intact, 0.25)
+        + 0.27 * falloff(1 - outline, 0.15)
+        + 0.27 * falloff(1 - intact, 0.25)
         + 0.1 * seen.inside.mean()
-        + 0.15 * steady_colour
+        + 0.21 * steady_colour
     )
 
 

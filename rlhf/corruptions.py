@@ -104,7 +104,7 @@ def _flicker(frames: Tensor, strength: float, generator: torch.Generator) -> Ten
 def _warp(frames: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """Each frame bends by a smooth field of its own, up to 5 % of the side."""
     count, height, width = frames.shape[1:]
-    field = torch.randn(count, 2, 10, 10, generator=generator)
+    field = torch.randn(count, 2, 14, 14, generator=generator)
     field = F.interpolate(field, size=(height, width), mode="bicubic", align_corners=True)
     field = field - field.mean(dim=(2, 3), keepdim=True)  # bends the body, does not carry it away
     still = torch.eye(2, 3).expand(count, 2, 3)
