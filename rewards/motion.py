@@ -105,7 +105,8 @@ class TemporalProbe(nn.Module):
         times, rows, columns = grid
         batch = len(tokens)
         tokens = self.norm(tokens).view(batch * times, rows * columns, -1)
-        tokens = self.mix(tokens + self.place(self.places(rows, columns, tokens.device)))
+        place = self.places(rows, columns, tokens.device).to(tokens.dtype)
+        tokens = self.mix(tokens + self.place(place))
 
         def split(x: Tensor) -> Tensor:  # [N, L, H] -> [N, heads, L, H / heads]
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
