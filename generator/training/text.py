@@ -39,7 +39,7 @@ class TextTrainConfig(Config):
 
     text: TextEncoderConfig = TextEncoderConfig()
     """A tiny Qwen, or the path of a pre-trained one."""
-    num_steps: int = Field(200, ge=0)
+    num_steps: int = Field(150, ge=0)
     """Optimizer steps; 0 keeps a pre-trained model as it is."""
     batch_size: PositiveInt = 32
     """Captions per optimizer step over all processes."""

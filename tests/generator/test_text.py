@@ -35,6 +35,15 @@ def test_training_captions_need_fewer_tokens_than_bytes():
         assert len(tokenizer(text)["input_ids"]) < len(text.encode()) / 2
 
 
+def test_a_chinese_character_is_the_same_token_in_any_clause():
+    tokenizer = train_tokenizer(CAPTIONS * 10, TINY)
+    red = tokenizer("红", add_special_tokens=False)["input_ids"]
+    blue = tokenizer("蓝", add_special_tokens=False)["input_ids"]
+    assert len(red) == 1
+    swapped = tokenizer(CAPTIONS[2].replace("红", "蓝"))["input_ids"]
+    assert swapped == [blue[0] if t == red[0] else t for t in tokenizer(CAPTIONS[2])["input_ids"]]
+
+
 def test_a_prompt_is_encoded_alike_alone_and_in_a_batch(encoder):
     batch = encoder.encode(CAPTIONS)
     for row, caption in enumerate(CAPTIONS):
