@@ -126,3 +126,31 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_commands_of_a_verb_import_nothing_heavy(verb):
     assert not loaded_after(f"import {VERBS[verb].app.partition(':')[0]}") & HEAVY
+
+
+NEWER_THAN_3_10 = {
+    *(
+        f"typing.{name}"
+        for name in (
+            "Self",
+            "Never",
+            "assert_never",
+            "Required",
+            "NotRequired",
+            "Unpack",
+            "override",
+        )
+    ),
+    *("tomllib", "enum.StrEnum", "datetime.UTC", "itertools.batched", "hashlib.file_digest"),
+}
+
+
+def test_nothing_needs_a_python_newer_than_the_oldest_we_promise():
+    wrong = [
+        f"{file.relative_to(ROOT)} imports {module}"
+        for package in ALLOWED
+        for file in sources(package)
+        for module in imported_modules(file)
+        if within(module, tuple(NEWER_THAN_3_10))
+    ]
+    assert wrong == []
