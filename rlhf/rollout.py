@@ -252,4 +252,4 @@ def _is_differentiable(value: object) -> bool:
 
 
 def _as_leaf(value: object) -> object:
-    return value.detach().requires_grad_() if _is_differentiable(value) else value  # type: ignore[union-attr]
+    return value.detach().requires_grad_() if _is_differentiable(value) else value  # type: ignore[attr-defined]
