@@ -102,7 +102,8 @@ class DiTGenerator:
         if not guided:
             return velocity
         assert guidance_scale is not None
-        return guided_velocity(*velocity.chunk(2), guidance_scale)
+        conditional, unconditional = velocity.chunk(2)
+        return guided_velocity(conditional, unconditional, guidance_scale)
 
     def text_to_video_task(self, batch: int, num_frames: int, height: int, width: int) -> Task:
         channels, *grid = self.spec.latent_shape(num_frames, height, width)
