@@ -49,15 +49,15 @@ class VAEConfig(Config):
     encoder_fine_width: PositiveInt = 64
     """Channels on the fine grid of the encoder."""
     encoder_fine_blocks: NonNegativeInt = 1
-    encoder_width: PositiveInt = 192
+    encoder_width: PositiveInt = 128
     """Channels on the latent grid of the encoder."""
     encoder_blocks: NonNegativeInt = 2
-    decoder_width: PositiveInt = 192
+    decoder_width: PositiveInt = 128
     """Channels on the latent grid of the decoder."""
     decoder_blocks: NonNegativeInt = 2
-    decoder_fine_width: PositiveInt = 96
+    decoder_fine_width: PositiveInt = 64
     """Channels on the fine grid of the decoder: most of the cost of a reward gradient."""
-    decoder_fine_blocks: NonNegativeInt = 3
+    decoder_fine_blocks: NonNegativeInt = 2
 
 
 class Posterior(NamedTuple):
