@@ -78,7 +78,7 @@ class AestheticReward(RewardModule):
 
     type: ClassVar[str] = "siglip_aesthetic"
     config_class: ClassVar[type[Config]] = AestheticConfig
-    config: AestheticConfig
+    settings: AestheticConfig
 
     def __init__(
         self,
@@ -102,13 +102,13 @@ class AestheticReward(RewardModule):
     def select(
         self, num_frames: int, fps: float, generator: torch.Generator | None = None
     ) -> FrameSelection:
-        return FrameSelection(stratified_frames(num_frames, self.config.num_keyframes, generator))
+        return FrameSelection(stratified_frames(num_frames, self.settings.num_keyframes, generator))
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled and mean-of-patches features [N, 2 H] of images [N, 3, H, W] in [0, 1]."""
         images = images[:, :, None]
         size = fit_area(
-            *images.shape[-2:], area=self.config.area, multiple=self.backbone.config.patch_size
+            *images.shape[-2:], area=self.settings.area, multiple=self.backbone.config.patch_size
         )
         pixels = normalise(resize(images, size), HALF_MEAN, HALF_STD).squeeze(2)
         out = self.backbone(pixels, interpolate_pos_encoding=True)
@@ -123,6 +123,8 @@ class AestheticReward(RewardModule):
             self.head(self.features(images)).view(batch, count, -1).transpose(1, 2)
         )  # [B, D, F']
         values = mean_with_softmin(
-            per_frame, share=self.config.softmin_share, temperature=self.config.softmin_temperature
+            per_frame,
+            share=self.settings.softmin_share,
+            temperature=self.settings.softmin_temperature,
         )
         return values, {"worst_keyframe": per_frame[:, 0].detach().amin(-1)}

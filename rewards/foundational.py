@@ -139,7 +139,7 @@ class FoundationalReward(RewardModule):
 
     type: ClassVar[str] = "qwen_vl_foundational"
     config_class: ClassVar[type[Config]] = FoundationalConfig
-    config: FoundationalConfig
+    settings: FoundationalConfig
 
     def __init__(
         self,
@@ -181,14 +181,16 @@ class FoundationalReward(RewardModule):
     def select(
         self, num_frames: int, fps: float, generator: torch.Generator | None = None
     ) -> FrameSelection:
-        return FrameSelection(stratified_frames(num_frames, self.config.num_frames, generator))
+        return FrameSelection(stratified_frames(num_frames, self.settings.num_frames, generator))
 
     def see(self, frames: Tensor) -> tuple[Any, tuple[int, int, int], Tensor]:
         """The vision tower on frames [B, 3, F, H, W].
 
         Returns: its output, the grid (t, h, w) of one clip, and the mean over its tokens of what each says, [B, H].
         """
-        size = fit_area(*frames.shape[-2:], area=self.config.area, multiple=self.patch * self.merge)
+        size = fit_area(
+            *frames.shape[-2:], area=self.settings.area, multiple=self.patch * self.merge
+        )
         frames = normalise(resize(frames, size), CLIP_MEAN, CLIP_STD)
         patches, grid = patchify_qwen(
             pad_frames(frames, self.temporal),

@@ -40,7 +40,7 @@ class RewardModule(nn.Module):
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
-        self.config, self.tokenizer = config, tokenizer
+        self.settings, self.tokenizer = config, tokenizer
         self.dimensions = tuple(config.dimensions)
         self.data_hash: str | None = None
         for name, value in (
@@ -64,7 +64,7 @@ class RewardModule(nn.Module):
         return FrameSelection(None)
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        return encode_texts(self.tokenizer, prompts, max_tokens=self.config.max_text_tokens)
+        return encode_texts(self.tokenizer, prompts, max_tokens=self.settings.max_text_tokens)
 
     def score(
         self,
@@ -133,7 +133,7 @@ class RewardModule(nn.Module):
             "schema_version": REWARD_SCHEMA_VERSION,
             "type": self.type,
             "dimensions": list(self.dimensions),
-            "config": self.config.model_dump(mode="json"),
+            "config": self.settings.model_dump(mode="json"),
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
             "validation_range": [

@@ -131,7 +131,7 @@ class MotionReward(RewardModule):
 
     type: ClassVar[str] = "vjepa2_motion"
     config_class: ClassVar[type[Config]] = MotionConfig
-    config: MotionConfig
+    settings: MotionConfig
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class MotionReward(RewardModule):
     def pixels(self, frames: Tensor) -> Tensor:
         """What V-JEPA 2 takes: resized, normalised, whole tubelets, time first [B, F, 3, h, w]."""
         config = self.backbone.config
-        size = fit_area(*frames.shape[-2:], area=self.config.area, multiple=config.patch_size)
+        size = fit_area(*frames.shape[-2:], area=self.settings.area, multiple=config.patch_size)
         frames = normalise(resize(frames, size, "bilinear"), IMAGENET_MEAN, IMAGENET_STD)
         return pad_frames(frames, config.tubelet_size).transpose(1, 2)
 

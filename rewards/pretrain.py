@@ -380,7 +380,7 @@ def masked_prediction_loss(
     The hidden part is one random half of the patches, through all time, painted over with the mean colour.
     """
     pixels = model.pixels(frames)  # [B, F, 3, h, w]
-    patch = model.config.patch_size
+    patch = model.settings.patch_size
     rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
     times = pixels.shape[1] // model.backbone.config.tubelet_size
     hidden = torch.randperm(rows * columns, generator=generator)[: rows * columns // 2]

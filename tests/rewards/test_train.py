@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_rewards import (
+    CAPTIONS,
+    smooth_clip,
+    tiny_models,
+    tiny_pretrain_config,
+    write_tiny_preferences,
+)
+from torch import Tensor
+
+from annotation.records import read_preferences
+from reelhf.errors import UserError
+from rewards import load_reward
+from rewards.calibration import fit_temperature, spread
+from rewards.data import Clip, RewardTask, Vote, group_by_shape, load_tasks
+from rewards.degrade import DEGRADATIONS, degrade
+from rewards.evaluate import chi_square_uniform, evaluate_rewards, format_report
+from rewards.pretrain import pretrain_backbones, swapped_captions
+from rewards.train import RewardTrainConfig, preference_loss, shift_clips, tie_widths, train_rewards
+
+BRIGHTNESS = [random.Random(i).random() for i in range(400)]
+
+
+def brighter_is_better(i: int) -> Tensor:
+    size = 32 if i % 2 else 48  # two stages, two sizes in one task
+    return 0.4 * smooth_clip(i, 5, size) + 0.6 * BRIGHTNESS[i]
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from reelhf.video import write_video
+
+    folder = tmp_path_factory.mktemp("clips")
+    rows = []
+    for i, text in enumerate(CAPTIONS):
+        write_video(folder / f"{i}.mp4", smooth_clip(i), 8.0)
+        rows.append(json.dumps({"path": f"{i}.mp4", "caption": text}))
+    (folder / "captions.jsonl").write_text("\n".join(rows))
+    return pretrain_backbones(tiny_pretrain_config(), folder, folder / "backbones")
+
+
+@pytest.fixture(scope="module")
+def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_preferences(
+        tmp_path_factory.mktemp("preferences") / "data",
+        quality=BRIGHTNESS.__getitem__,
+        make=brighter_is_better,
+        num_tasks=40,
+        clips_per_task=lambda task: 3 + task % 2,
+    )
+
+
+def test_training_learns_a_visible_quality_on_prompts_it_never_saw(
+    backbones: Path, preferences: Path, tmp_path: Path
+) -> None:
+    config = RewardTrainConfig(models=("aesthetic",), epochs=5.0, head_lr=3e-3, backbone_lr=1e-3)
+    out = train_rewards(config, preferences, backbones, tmp_path / "rewards")
+    result = evaluate_rewards(
+        out, preferences, tmp_path / "eval", ceiling={"aesthetic_quality": 1.0}
+    )
+    row = result["dimensions"]["aesthetic_quality"]
+    assert row["n"] >= 4
+    assert row["accuracy"] > 0.8
+    assert row["interval"][0] <= row["accuracy"] <= row["interval"][1]
+    assert row["stage_identity"] == 0.5  # within a stage its name says nothing
+    assert row["ceiling"] == 1.0
+    assert (
+        json.loads((tmp_path / "eval" / "evaluation.json").read_text())["tasks"] == result["tasks"]
+    )
+    assert "aesthetic_quality" in format_report(result)
+    model = load_reward(out / "aesthetic")
+    assert model.std.item() > 0.01
+    assert model.low.item() < model.mean.item() < model.high.item()
+    assert model.data_hash
+
+
+def test_a_finished_pre_training_is_kept(backbones: Path) -> None:
+    before = (backbones / "motion" / "model.safetensors").stat().st_mtime_ns
+    pretrain_backbones(tiny_pretrain_config(), backbones.parent, backbones)
+    assert (backbones / "motion" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_annotators_and_prompts_choose_the_rows(preferences: Path) -> None:
+    everything = load_tasks(preferences)
+    assert len(load_tasks(preferences, annotators=["a0"])) == len(everything) // 2
+    assert len(load_tasks(preferences, prompt_ids=[everything[0].prompt_id])) == 1
+    assert {len(task.clips) for task in everything} == {3, 4}
+    splits = [{t.prompt_id for t in load_tasks(preferences, splits=[s])} for s in ("train", "test")]
+    assert not splits[0] & splits[1]
+
+
+def test_training_without_a_row_says_so(backbones: Path, preferences: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no training rows for motion_quality"):
+        train_rewards(RewardTrainConfig(models=("motion",)), preferences, backbones, tmp_path)
+
+
+def test_another_preference_schema_is_refused(preferences: Path, tmp_path: Path) -> None:
+    manifest = json.loads((preferences / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"schema_version": 99}))
+    with pytest.raises(UserError, match="schema version 99"):
+        train_rewards(RewardTrainConfig(), tmp_path, tmp_path, tmp_path / "out")
+
+
+def task_of(votes: list[Vote]) -> RewardTask:
+    return RewardTask("t", CAPTIONS[0], "p", "train", ("a", "b", "c"), tuple(votes))
+
+
+def test_a_dimension_without_labels_and_an_invalid_clip_leave_the_loss_alone() -> None:
+    model = tiny_models()["foundational"]
+    clips = {name: Clip((smooth_clip(i) * 255).byte(), 8.0) for i, name in enumerate("abc")}
+    vote = Vote(0, 1, "prompt_following", 1, 1.0, True, True)
+    widths = torch.tensor([0.3, 0.3])
+    expected, metrics = preference_loss(model, [task_of([vote])], clips, tie_width=widths)
+    assert metrics["votes"] == 1
+    broken = Clip(torch.full((3, 5, 32, 32), float("nan")), 8.0)
+    other = Vote(0, 2, "structural_stability", 1, 1.0, True, True)
+    loss, metrics = preference_loss(
+        model, [task_of([vote, other])], clips | {"c": broken}, tie_width=widths
+    )
+    torch.testing.assert_close(loss, expected)
+    assert metrics["votes"] == 1
+    assert metrics["valid_fraction"] == pytest.approx(2 / 3)
+
+
+def test_tie_widths_follow_the_share_of_ties() -> None:
+    votes = [Vote(0, 1, "motion_quality", p, 1.0, True, True) for p in (0, 1, 1, -1)]
+    (width,) = tie_widths(("motion_quality",), [task_of(votes)])
+    assert torch.tanh(width / 2).item() == pytest.approx(0.25)
+
+
+def test_clips_of_one_shape_share_a_batch() -> None:
+    clips = [Clip((smooth_clip(i, 5, s) * 255).byte(), 8.0) for i, s in enumerate((32, 48, 32))]
+    groups = group_by_shape(clips)
+    assert [rows for rows, _, _ in groups] == [[0, 2], [1]]
+    assert groups[0][1].shape == (2, 3, 5, 32, 32)
+
+
+def test_shifting_moves_a_clip_as_a_whole() -> None:
+    frames = torch.stack([smooth_clip(i, 3, 40) for i in range(3)])
+    moved = shift_clips(frames, 0.1, torch.Generator().manual_seed(0))
+    assert moved.shape == frames.shape
+    assert not torch.equal(moved, frames)
+    same = shift_clips(frames, 0.0, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(same, frames)
+
+
+@pytest.mark.parametrize("dimension", list(DEGRADATIONS))
+def test_no_severity_changes_nothing_and_more_changes_more(dimension: str) -> None:
+    frames = torch.stack([smooth_clip(i, 6, 32) for i in range(2)])
+    for function in DEGRADATIONS[dimension].values():
+        changes = []
+        for severity in (0.0, 0.4, 1.0):
+            draws = torch.Generator().manual_seed(3)
+            out = function(frames, torch.full((2,), severity), draws)
+            assert out.shape == frames.shape
+            assert out.min() >= 0
+            assert out.max() <= 1
+            changes.append(float((out - frames).abs().mean()))
+        assert changes[0] < 1e-5
+        assert changes[0] < changes[1] <= changes[2] * 1.2
+    mixed = degrade(frames, dimension, torch.tensor([0.0, 1.0]), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(mixed[0], frames[0], atol=1e-5, rtol=0)
+
+
+def test_a_swapped_caption_is_never_the_right_one() -> None:
+    prompts = [[1, 2, 3], [1, 2, 4], [1, 2, 3], [7]]
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        wrong = swapped_captions(torch.arange(4), prompts, draws)
+        assert all(w != prompts[i] for i, w in enumerate(wrong))
+
+
+def test_spread_leaves_invalid_rows_out() -> None:
+    values = torch.tensor([[1.0], [3.0], [float("nan")]])
+    mean, std, low, high = spread(values)
+    assert [mean.item(), std.item(), low.item(), high.item()] == [2.0, 1.0, 1.0, 3.0]
+
+
+def test_the_temperature_of_calibrated_logits_is_one_and_scales_with_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gaps = torch.randn(20000, generator=generator) * 2
+    won = torch.rand(20000, generator=generator) < torch.sigmoid(gaps)
+    signed = torch.where(won, gaps, -gaps)
+    assert fit_temperature(signed) == pytest.approx(1.0, rel=0.13)
+    assert fit_temperature(3 * signed) == pytest.approx(3.0, rel=0.13)
+    assert fit_temperature(torch.empty(0)) == 1.0
+
+
+def test_the_slot_test_gives_known_p_values() -> None:
+    assert chi_square_uniform([10, 10, 10, 10])["p"] == pytest.approx(1.0)
+    result = chi_square_uniform([20, 10, 5, 5])  # statistic 15, 3 degrees of freedom
+    assert result["chi_square"] == pytest.approx(15.0)
+    assert result["p"] == pytest.approx(0.001817, rel=1e-3)
+
+
+def test_the_slots_of_an_export_are_counted(preferences: Path) -> None:
+    from rewards.evaluate import slot_test
+
+    slots = slot_test(read_preferences(preferences))
+    assert {k: sum(row["counts"]) for k, row in slots.items()} == {"3": 20, "4": 20}
+    assert all(row["p"] > 0.01 for row in slots.values())
