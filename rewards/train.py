@@ -178,6 +178,8 @@ def reward_trainer_class() -> type[Any]:
     """transformers.Trainer with our loss; built on demand because importing it is slow."""
     from transformers import Trainer, TrainerCallback
 
+    from reelhf.engine import world_size
+
     class Report(TrainerCallback):
         """Progress in our own words instead of the Trainer's prints."""
 
@@ -232,8 +234,10 @@ def reward_trainer_class() -> type[Any]:
         def compute_loss(
             self, model: nn.Module, inputs: list[RewardTask], *_: Any, **__: Any
         ) -> Tensor:
+            # after another trainer in this process there is a process group of one, and Accelerate wraps the model in DDP
+            alone = world_size() == 1
             loss, metrics = preference_loss(
-                model,
+                self.model if alone else model,
                 inputs,
                 self.clips,
                 tie_width=self.tie_width,
