@@ -49,6 +49,8 @@ COMPOSITE_WEIGHTS: dict[str, float] = {
 SHAPES = ("circle", "square", "triangle", "star", "ring")
 COARSE, FINE = 64, 2 * 64
 """Sides of the grids that masks (coarse) and edges (fine) are measured on, whatever the clip's size."""
+STRIPE_GAP = 4
+"""Widest dark stripe, in pixels of the coarse grid."""
 PATCH = 24
 """Side of the canonical picture of a shape: centred on its centroid, scaled by its area."""
 PATCH_REACH = 2.2
@@ -172,15 +174,15 @@ def _contrast(distance: Tensor, dim: tuple[int, ...]) -> Tensor:
     return (cube * distance).sum(dim) / cube.sum(dim).clamp(min=1e-8)
 
 
-def _close(mask: Tensor) -> Tensor:
-    """Fill gaps of two pixels: stripes are part of the shape, [F, H, W]."""
-    grown = F.max_pool2d(mask[:, None], 5, stride=1, padding=2)
-    return -F.max_pool2d(-grown, 5, stride=1, padding=2)[:, 0]
+def _close(mask: Tensor, gap: int) -> Tensor:
+    """Fill gaps of up to `gap` pixels (even): stripes are part of the shape, [F, H, W]."""
+    grown = F.max_pool2d(mask[:, None], gap + 1, stride=1, padding=gap // 2)
+    return -F.max_pool2d(-grown, gap + 1, stride=1, padding=gap // 2)[:, 0]
 
 
 def _soft_mask(distance: Tensor, contrast: Tensor, striped: bool) -> Tensor:
     mask = ((distance / contrast - 0.25) / 0.5).clamp(0, 1)  # one half stays one half
-    return _close(mask) if striped else mask
+    return _close(mask, STRIPE_GAP) if striped else mask
 
 
 def _see(fine: Tensor, scene: Scene, fps: float) -> _Seen:
@@ -350,7 +352,7 @@ def _aesthetic_quality(fine: Tensor, seen: _Seen, scene: Scene) -> Tensor:
     coverage = (distance / contrast - 0.1) / 0.8
     coverage = coverage.clamp(0, 1) * (1 - far)
     if scene.texture == "striped":
-        coverage = _close(coverage)
+        coverage = _close(coverage, STRIPE_GAP * FINE // COARSE)
     # across an edge that rises linearly over w the first sum grows by 2 w / 3, the second by 1, whatever the outline
     blur = (4 * coverage * (1 - coverage)).sum()
     across = coverage.diff(dim=-1)[..., :-1, :].square() + coverage.diff(dim=-2)[..., :-1].square()

@@ -350,12 +350,13 @@ def split_scenes(split: Split, n: int, seed: int = 0, *, variety: Variety = "pla
         raise UserError(f"toy split '{split}'; expected one of {', '.join(_SPLIT_SHARES)}.{hint}")
     rng = random.Random(f"{split}:{seed}")
     scenes: dict[Scene, None] = {}
-    for _ in range(2000 + 200 * n):
-        if len(scenes) == n:
-            break
+    in_vain = 0
+    while len(scenes) < n and in_vain < 10_000:
         scene = sample_scene(rng, variety)
-        if scene_split(scene) == split:
-            scenes.setdefault(scene)
+        in_vain += 1
+        if scene_split(scene) == split and scene not in scenes:
+            scenes[scene] = None
+            in_vain = 0
     if len(scenes) < n:
         raise UserError(
             f"{n} different toy scenes asked of split '{split}'; it gave {len(scenes)}; ask for fewer"
