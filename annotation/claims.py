@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 import secrets
 from collections.abc import Mapping
@@ -428,6 +429,8 @@ def parse_verdict(raw: Mapping[str, Any]) -> Verdict:
             seconds=None if seconds is None else max(0.0, float(seconds)),
             watched_seconds=tuple(float(s) for s in raw.get("watched_seconds") or ()),
         )
+        if not all(math.isfinite(s) for s in (verdict.seconds or 0.0, *verdict.watched_seconds)):
+            raise ValueError("seconds must be finite")
     except (TypeError, KeyError, ValueError) as error:
         raise Refused([f"the answer has the wrong shape: {error}"]) from error
     for choice in verdict.choices:

@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from annotation.api import COOKIE, AnnotateConfig, LoginThrottle, bind, create_app, running_server
+from annotation.client import AnnotationClient, SubmissionRefused
+from annotation.store import Store
+from reelhf.errors import UserError
+from tests.annotation.annotation_cases import PASSWORD, Clock, plain_verdict
+
+
+@pytest.fixture
+def served(new_project) -> Iterator[tuple[Store, str]]:
+    """A project with its HTTP API (no page) on a free port."""
+    store = new_project(tasks=6, need=1, annotators=2)
+    with running_server(store, page=False, config=AnnotateConfig(wanted_tasks=4)) as url:
+        yield store, url
+
+
+@contextmanager
+def signed_in(url: str, name: str = "ann0") -> Iterator[httpx.Client]:
+    """A bare HTTP client with session cookie and CSRF header, for requests AnnotationClient would not make."""
+    with httpx.Client(base_url=url, trust_env=False) as http:
+        answer = http.post("/api/login", json={"name": name, "password": PASSWORD})
+        http.headers["X-CSRF-Token"] = answer.headers["X-CSRF-Token"]
+        yield http
+
+
+# --- the client, as simulated annotators use it ---
+
+
+def test_a_client_judges_until_nothing_is_open(served):
+    store, url = served
+    with AnnotationClient(url, "ann0", PASSWORD) as client:
+        ids = []
+        while task := client.claim():
+            assert task.num_clips == 4
+            assert task.prompt.startswith("Prompt number")
+            assert set(task.questions) == set(task.dimensions)
+            assert len({client.media(clip.url) for clip in task.clips}) == 4
+            ids.append(client.submit(task, plain_verdict(task)))
+        assert len(ids) == len(set(ids)) == 6
+        assert client.progress()["judged"] == 6
+    assert store.counts()["judgments"] == 6
+
+
+def test_the_reason_of_a_refusal_reaches_the_client(served):
+    _, url = served
+    with AnnotationClient(url, "ann0", PASSWORD) as client:
+        task = client.claim()
+        with pytest.raises(SubmissionRefused) as refused:
+            client.submit(task, plain_verdict(task, best=2, worst=2))
+        assert refused.value.status == 422
+        assert all(
+            "C cannot be both best and worst" in problem for problem in refused.value.problems
+        )
+        assert client.submit(task, plain_verdict(task))
+
+
+def test_progress_names_the_wanted_number_and_the_time_left(served):
+    _, url = served
+    with AnnotationClient(url, "ann0", PASSWORD) as client:
+        assert client.progress() == {
+            "judged": 0,
+            "wanted": 4,
+            "seconds_per_task": None,
+            "eta_seconds": None,
+        }
+        client.submit(task := client.claim(), plain_verdict(task))
+        assert client.progress() == {
+            "judged": 1,
+            "wanted": 4,
+            "seconds_per_task": 4.0,
+            "eta_seconds": 12.0,
+        }
+
+
+def test_a_client_can_skip(served):
+    store, url = served
+    with AnnotationClient(url, "ann0", PASSWORD) as client:
+        first = client.claim()
+        client.skip(first, "unclear_prompt", "what is a snark?")
+        assert client.claim().presentation != first.presentation
+    assert store.counts()["skips"] == 1
+
+
+def test_four_clients_in_threads_judge_every_task_once(new_project):
+    store = new_project(tasks=40, annotators=4)
+    with running_server(store, page=False) as url:
+
+        def work(name: str) -> None:
+            with AnnotationClient(url, name, PASSWORD) as client:
+                while task := client.claim():
+                    client.submit(task, plain_verdict(task))
+
+        threads = [threading.Thread(target=work, args=(f"ann{i}",)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    counts = store.counts()
+    assert (counts["judgments"], counts["open_tasks"]) == (40, 0)
+
+
+# --- who may ask ---
+
+
+def test_nothing_but_the_sign_in_page_answers_without_a_session(served):
+    _, url = served
+    for path in (
+        "/api/me",
+        "/api/progress",
+        "/media/x",
+        "/config",
+        "/annotate/annotate.js",
+        "/info",
+    ):
+        assert httpx.get(url + path, trust_env=False).status_code == 401, path
+    assert httpx.post(url + "/api/claim", json={}, trust_env=False).status_code == 401
+    page = httpx.get(url + "/", headers={"Accept": "text/html"}, trust_env=False)
+    assert (page.status_code, page.headers["location"]) == (303, "/login")
+    for path in ("/login", "/healthz", "/annotate/login.css"):
+        assert httpx.get(url + path, trust_env=False).status_code == 200
+
+
+def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(served):
+    _, url = served
+    answer = httpx.post(
+        url + "/api/login", json={"name": "ann0", "password": PASSWORD}, trust_env=False
+    )
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=lax" in cookie
+    assert PASSWORD not in answer.text
+
+
+def test_a_change_needs_the_csrf_token(served):
+    _, url = served
+    with signed_in(url) as http:
+        del http.headers["X-CSRF-Token"]
+        for token in ({}, {"X-CSRF-Token": "guess"}):
+            answer = http.post("/api/claim", json={}, headers=token)
+            assert answer.status_code == 403
+            assert "X-CSRF-Token" in answer.json()["detail"]
+
+
+def test_another_site_cannot_sign_a_browser_in(served):
+    _, url = served
+    body = {"name": "ann0", "password": PASSWORD}
+    for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        for path in ("/api/login", "/login"):
+            answer = httpx.post(url + path, json=body, headers=headers, trust_env=False)
+            assert answer.status_code == 403
+
+
+def test_wrong_passwords_are_throttled_also_for_the_right_one_after_them(new_project):
+    store = new_project(tasks=1)
+    with running_server(store, page=False, config=AnnotateConfig(login_failures=3)) as url:
+
+        def sign_in(password: str, name: str = "ann0") -> httpx.Response:
+            return httpx.post(
+                url + "/api/login", json={"name": name, "password": password}, trust_env=False
+            )
+
+        assert [sign_in("wrong").status_code for _ in range(3)] == [401] * 3
+        held = sign_in(PASSWORD)
+        assert held.status_code == 429
+        assert int(held.headers["retry-after"]) > 0
+        assert sign_in(PASSWORD, "ann1").status_code == 200, "others are not held up"
+
+
+def test_the_throttle_forgets_after_its_pause():
+    clock = Clock()
+    throttle = LoginThrottle(2, 60.0, clock)
+    throttle.failed("name a")
+    throttle.failed("name a")
+    assert throttle.wait("name a") == pytest.approx(60.0)
+    clock.seconds += 61
+    assert throttle.wait("name a") == 0.0
+
+
+def test_a_session_ends_by_signing_out_and_by_time(new_project, clock):
+    store = new_project(tasks=1)
+    with running_server(store, page=False, config=AnnotateConfig(session_hours=1)) as url:
+        with signed_in(url) as http:
+            assert http.post("/api/logout", json={}).status_code == 200
+        with signed_in(url) as http:
+            cookie = http.cookies[COOKIE]
+            assert http.get("/api/me").json()["name"] == "ann0"
+            clock.seconds += 3601
+            assert (
+                httpx.get(url + "/api/me", cookies={COOKIE: cookie}, trust_env=False).status_code
+                == 401
+            )
+
+
+def test_a_sign_in_link_works_once(new_project):
+    store = new_project(tasks=1)
+    app = create_app(store, page=False)
+    link = app.state.sign_in_link(store.find_user("ann0"))
+    with running_server(store, app=app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        assert http.get(link).headers["location"] == "/"
+        assert http.get("/api/me").json()["name"] == "ann0"
+        again = httpx.get(url + link, trust_env=False)
+        assert again.headers["location"] == "/login"
+        assert "set-cookie" not in again.headers
+
+
+def test_one_annotator_reaches_nothing_of_another(served):
+    store, url = served
+    with AnnotationClient(url, "ann0", PASSWORD) as mine, signed_in(url, "ann1") as other:
+        task = mine.claim()
+        assert other.get(task.clips[0].url).status_code == 404
+        verdict = plain_verdict(task).to_json()
+        body = {
+            "presentation": task.presentation,
+            "idempotency_key": "key-0123",
+            "verdict": verdict,
+        }
+        assert other.post("/api/submit", json=body).status_code == 404
+        for path in ("/api/skip", "/api/heartbeat"):
+            body = {"presentation": task.presentation, "reason": "other"}
+            assert other.post(path, json=body).status_code == 404
+        assert mine.submit(task, plain_verdict(task))
+    assert store.counts()["judgments"] == 1
+
+
+# --- media ---
+
+
+def test_media_answers_ranges_and_repeats_no_request_header(served):
+    _, url = served
+    with signed_in(url) as http:
+        task = http.post("/api/claim", json={}).json()["task"]
+        media = task["clips"][0]["url"]
+        whole = http.get(media)
+        assert whole.headers["content-type"] == "video/mp4"
+        part = http.get(media, headers={"Range": "bytes=10-19"})
+        assert part.status_code == 206
+        assert part.content == whole.content[10:20]
+        assert part.headers["content-range"] == f"bytes 10-19/{len(whole.content)}"
+        for answer in (whole, part):
+            assert "cookie" not in {name.lower() for name in answer.headers}
+            assert http.cookies[COOKIE] not in str(answer.headers)
+
+
+def test_paths_lead_nowhere(served):
+    _, url = served
+    paths = (
+        "/media/..%2f..%2fannotation.db",
+        "/media/%2e%2e/annotation.db",
+        "/media/clips",
+        "/annotate/..%2fapi.py",
+        "/annotate/%2e%2e%2fapi.py",
+        "/annotate/annotate.py",
+        "/media/%00",
+    )
+    with signed_in(url) as http:
+        assert {path: http.get(path).status_code for path in paths} == dict.fromkeys(paths, 404)
+
+
+# --- shape of requests ---
+
+
+MALFORMED = {
+    b"not json": 400,
+    b"[1, 2]": 400,
+    b"{}": 422,
+    b'{"verdict": {"choices": [{"dimension": "x", "colour": 1}]}}': 422,
+    b'{"verdict": {"choices": [{"dimension": "motion_quality", "best": "0", "worst": 1}]}}': 422,
+    b'{"verdict": {"choices": [{"dimension": "motion_quality", "best": true, "worst": 1}]}}': 422,
+    b'{"verdict": {"choices": 5}}': 422,
+    b'{"verdict": [1]}': 422,
+    b'{"verdict": {"choices": [], "seconds": "soon"}}': 422,
+    b'{"verdict": {"choices": [], "seconds": NaN}}': 422,
+    b" " * 70_000: 413,
+}
+
+
+def test_malformed_submissions_are_refused_not_crashed_on(served):
+    store, url = served
+    with signed_in(url) as http:
+        for body, status in MALFORMED.items():
+            answer = http.post("/api/submit", content=body)
+            assert (answer.status_code, body[:80]) == (status, body[:80]), answer.text
+            assert answer.json()["detail"]
+    assert store.counts()["judgments"] == 0
+
+
+def test_what_a_person_types_is_escaped_on_the_sign_in_page(served):
+    _, url = served
+    evil = '"><script>alert(1)</script>'
+    page = httpx.post(url + "/login", data={"name": evil, "password": "x"}, trust_env=False)
+    assert page.status_code == 401
+    assert "<script>" not in page.text
+    assert "wrong name or password" in page.text
+
+
+def test_every_answer_carries_the_security_headers(served):
+    _, url = served
+    for path in ("/login", "/api/me"):
+        headers = httpx.get(url + path, trust_env=False).headers
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_taken_port_is_one_clear_line():
+    listener = bind("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    with pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*--port"):
+        bind("127.0.0.1", port)
+    listener.close()
