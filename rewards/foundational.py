@@ -172,6 +172,10 @@ class FoundationalReward(RewardModule):
         self.heads = nn.ModuleDict(
             {name: nn.Linear(2 * hidden + extra[name], 1) for name in self.dimensions}
         )
+        for name, head in self.heads.items():
+            nn.init.normal_(head.weight, std=0.02)
+            if name in AFTER_PROMPT:  # the score begins as plain agreement of clip and prompt
+                nn.init.constant_(head.weight[:, 2 * hidden :], 0.5)
         token = tokenizer.convert_tokens_to_ids
         self.reward_ids = {name: token(reward_token(name)) for name in self.dimensions}
         self.before = [self.reward_ids[n] for n in BEFORE_PROMPT if n in self.reward_ids]

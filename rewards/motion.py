@@ -157,6 +157,8 @@ class MotionReward(RewardModule):
             nn.GELU(),
         )
         self.read = nn.Linear(hidden + 4, len(self.dimensions))
+        nn.init.normal_(self.read.weight[:, :hidden], std=0.02)
+        nn.init.constant_(self.read.weight[:, hidden:], 0.25)  # begins as agreement with the prompt
 
     def features(self, frames: Tensor) -> Tensor:
         """The probe's features [B, 3 * Q * H] of frames [B, 3, F, H, W] in [0, 1]."""

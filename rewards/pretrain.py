@@ -51,11 +51,11 @@ class PretrainConfig(Config):
     """The video encoder."""
     aesthetic: AestheticConfig = AestheticConfig()
     """The image encoder."""
-    foundational_stage: StageConfig = StageConfig(num_steps=160, batch_size=16)
+    foundational_stage: StageConfig = StageConfig(num_steps=300, batch_size=16)
     """Captioning and its heads."""
-    motion_stage: StageConfig = StageConfig(num_steps=150, batch_size=16)
+    motion_stage: StageConfig = StageConfig(num_steps=220, batch_size=16)
     """Masked prediction and its probe."""
-    aesthetic_stage: StageConfig = StageConfig(num_steps=120, batch_size=16)
+    aesthetic_stage: StageConfig = StageConfig(num_steps=150, batch_size=16)
     """Contrastive learning and its head."""
     num_frames: PositiveInt = 9
     """Frames per window cut from the clips."""
@@ -67,7 +67,9 @@ class PretrainConfig(Config):
     """Windows used at most."""
     spoil: float = Field(0.7, ge=0, le=1)
     """How far clips are spoiled at most while learning to caption them: generated clips are not clean either."""
-    words_share: float = Field(0.5, ge=0, le=1)
+    masked_share: float = Field(0.3, ge=0, le=1)
+    """Share of the motion steps spent on masked prediction and words, before the probe learns to rank."""
+    words_share: float = Field(0.75, ge=0, le=1)
     """Share of the foundational steps in which the vision tower alone learns the words of captions."""
     seed: int = 0
     """Of weights and batches."""
@@ -350,10 +352,16 @@ def pretrain_motion(
     prompts = model.encode_prompts(captions)
     model.words.count(prompts)
     model.train()
-    for batch in batches(frames, config.motion_stage, generator, "pre-train motion"):
+    stage = config.motion_stage
+    for step, batch in enumerate(batches(frames, stage, generator, "pre-train motion")):
         right = [prompts[i] for i in batch.index.tolist()]
-        clean = spoil_lightly(batch.frames, config.spoil, generator)
-        loss = masked_prediction_loss(model, teacher, clean, generator)
+        if step < stage.num_steps * config.masked_share:
+            seen = spoil_lightly(batch.frames, config.spoil, generator)
+            masked = masked_prediction_loss(model, teacher, seen, generator)
+            words = model.words(model.features(seen))
+            optimizer.step(masked + model.words.loss(words, right))
+            follow(teacher, model.backbone.encoder)
+            continue
         less, more, margin = spoiled_pair(batch.frames, "motion_quality", generator)
         other = wrong_motion(batch.frames, generator)
         astray = torch.rand(len(more), generator=generator) < 0.6
@@ -363,13 +371,15 @@ def pretrain_motion(
         seen = spoil_lightly(torch.cat([less, more]), config.spoil, generator)
         values, words = model.values_and_words(seen, right + right)
         first, second = values[:, 0].chunk(2)
-        loss = loss + model.words.loss(words.chunk(2)[0], right)
+        loss = model.words.loss(words.chunk(2)[0], right)
         optimizer.step(loss + ranking_loss(first, second, margin))
-        with torch.no_grad():
-            for target, source in zip(
-                teacher.parameters(), model.backbone.encoder.parameters(), strict=True
-            ):
-                target.lerp_(source, 0.02)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, *, rate: float = 0.02) -> None:
+    """Move the teacher a little towards the student: an exponential moving average of its weights."""
+    for target, source in zip(teacher.parameters(), student.parameters(), strict=True):
+        target.lerp_(source, rate)
 
 
 def masked_prediction_loss(

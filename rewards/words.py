@@ -14,6 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+WEIGHT_GAIN = 5.0
+"""Word weights are stored divided by this, so that an optimizer's step moves them that much faster than a matrix."""
+TYPICAL_LOG_PROB = -4.0
+"""Of a word that the caption holds, in nats; subtracted so that a good match is positive."""
+
+
 class WordHead(nn.Module):
     """Features [B, H] -> log-probabilities of words, and the match of a prompt."""
 
@@ -31,7 +37,8 @@ class WordHead(nn.Module):
         """Set the inverse document frequencies: words of every caption say nothing and weigh nothing."""
         present = self.bag(prompts).sum(0)
         self.idf.copy_((len(prompts) / (1 + present)).log().clamp_min(0) * (present > 0))
-        self.weight.copy_((self.idf / self.idf.max().clamp_min(1e-6)).expand_as(self.weight))
+        weight = self.idf / self.idf.max().clamp_min(1e-6) / WEIGHT_GAIN
+        self.weight.copy_(weight.expand_as(self.weight))
 
     def bag(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """1 where a token occurs in the prompt, [B, V]."""
@@ -50,6 +57,6 @@ class WordHead(nn.Module):
         return -(wanted * log_probs).sum(1).mean()
 
     def match(self, log_probs: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Weighted log-probability of each prompt's words, [B, num_matches]; about -1 to 1."""
+        """Weighted log-probability of each prompt's words, [B, num_matches]; of the order of one."""
         bag = self.bag(prompts)
-        return ((log_probs + 4.0) * bag) @ self.weight.T / 8.0
+        return ((log_probs - TYPICAL_LOG_PROB) * bag) @ (WEIGHT_GAIN * self.weight).T / 2
