@@ -1,8 +1,14 @@
-"""Training the VAE: PCA shortcuts first, then the residual path on crops, in about a minute of CPU.
+"""Training the VAE: shortcuts in closed form first, then the residual path on crops.
 
 Everything random about sample i of step s is drawn from a generator seeded by its position in the stream, so a resumed run
-continues bit for bit and N processes equal one. The linear shortcuts stay as PCA made them: trained together with the residual
-path they lose more in the first hundred steps than they win back.
+continues bit for bit and N processes equal one. The linear shortcuts stay as they were fitted: trained together with the residual
+path they lose more in the first hundred steps than they win back in the next two hundred.
+
+What was measured on 480 plain toy clips at 64x64 (foreground PSNR of 64 held-out ones, one run each): PCA alone 20.7 dB; the decoder
+reading the 3 x 3 x 2 latents around a patch, by ridge regression, 21.5 dB; the residual path adds 0.1 to 0.2 dB in 60 to 250 steps.
+Failed: an L1 loss (its median is the background: no gain in 700 steps); a two-colours-and-mask head; regression on random ReLU
+features (over-fits, 20.8 dB); a learning rate of 4e-3. The residual path can do far more (35 dB on four clips in 150 steps), but
+not on hundreds of clips in a minute.
 """
 
 from __future__ import annotations
@@ -81,8 +87,8 @@ class VAETrainConfig(Config):
     num_held_out: PositiveInt = 32
     """Windows kept out of training and measured at its end; at most a quarter of them."""
 
-    num_steps: int = Field(300, ge=0)
-    """Optimizer steps; 0 keeps the PCA shortcuts alone."""
+    num_steps: int = Field(150, ge=0)
+    """Optimizer steps; 0 keeps the linear shortcuts alone."""
     batch_size: PositiveInt = 12
     """Crops per optimizer step over all processes."""
     crop: PositiveInt = 32
@@ -97,7 +103,7 @@ class VAETrainConfig(Config):
     """Weights of the terms."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3, weight_decay=0.0, warmup_steps=10)
     """AdamW on the residual path."""
-    ema_decay: float = Field(0.97, ge=0, lt=1)
+    ema_decay: float = Field(0.95, ge=0, lt=1)
     """Of the averaged weights, which are what is kept; about 1 - 10 / num_steps."""
     zero_stage: int = Field(0, ge=0, le=3)
     """DeepSpeed ZeRO stage."""
