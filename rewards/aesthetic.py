@@ -76,7 +76,7 @@ def mean_with_softmin(scores: Tensor, *, share: float, temperature: float) -> Te
 class AestheticReward(RewardModule):
     """SigLIP image encoder on keyframes: aesthetic_quality."""
 
-    type: ClassVar[str] = "siglip_aesthetic"
+    kind: ClassVar[str] = "siglip_aesthetic"
     config_class: ClassVar[type[Config]] = AestheticConfig
     settings: AestheticConfig
 

@@ -137,7 +137,7 @@ def tiny_qwen_config(
 class FoundationalReward(RewardModule):
     """Qwen2.5-VL with reward tokens: prompt_following and structural_stability."""
 
-    type: ClassVar[str] = "qwen_vl_foundational"
+    kind: ClassVar[str] = "qwen_vl_foundational"
     config_class: ClassVar[type[Config]] = FoundationalConfig
     settings: FoundationalConfig
 
@@ -260,7 +260,7 @@ class FoundationalReward(RewardModule):
         agreement = torch.cat([surprise, self.words.match(words, prompts)], dim=1)
         values = []
         for name in self.dimensions:
-            at = (ids == self.reward_ids[name]).float().argmax(1)
+            at = torch.eq(ids, self.reward_ids[name]).float().argmax(1)
             features = [states[torch.arange(len(ids), device=ids.device), at], summary]
             if name in AFTER_PROMPT:
                 features.append(agreement)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from rewards.tokens import encode_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+    from typing_extensions import Self
 
 REWARD_SCHEMA_VERSION = 1
 
@@ -29,7 +30,7 @@ class RewardModule(nn.Module):
     (values beyond it are extrapolation: a sign of hacking); logits divided by `temperature` [D] are calibrated. They travel with the checkpoint.
     """
 
-    type: ClassVar[str]
+    kind: ClassVar[str]
     config_class: ClassVar[type[Config]]
     dimensions: tuple[str, ...]
     mean: Tensor
@@ -131,7 +132,7 @@ class RewardModule(nn.Module):
         self.tokenizer.save_pretrained(folder / "tokenizer")
         described = {
             "schema_version": REWARD_SCHEMA_VERSION,
-            "type": self.type,
+            "type": self.kind,
             "dimensions": list(self.dimensions),
             "config": self.settings.model_dump(mode="json"),
             "mean": self.mean.tolist(),

@@ -129,7 +129,7 @@ class TemporalProbe(nn.Module):
 class MotionReward(RewardModule):
     """V-JEPA 2 encoder, a probe over time and the prompt's words: motion_quality."""
 
-    type: ClassVar[str] = "vjepa2_motion"
+    kind: ClassVar[str] = "vjepa2_motion"
     config_class: ClassVar[type[Config]] = MotionConfig
     settings: MotionConfig
 
