@@ -63,6 +63,20 @@ def sigma_embedding(sigma: Tensor, width: int) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
+def place_features(num_frames: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Where a token is: sine and cosine of its time, y and x at three octaves, [T, h * w, 18] fp32.
+
+    Rotary attention sees differences of position only. Height and width are fractions of the picture, so a refiner finds the middle
+    where its base did; time counts latent frames, so the first one, which the VAE codes differently, is known as such.
+    """
+    t = torch.arange(num_frames, device=device) / 8
+    y = (torch.arange(height, device=device) + 0.5) / height
+    x = (torch.arange(width, device=device) + 0.5) / width
+    place = torch.stack(torch.meshgrid(t, y, x, indexing="ij"), dim=-1).flatten(1, 2)
+    angles = math.pi * (place[..., None] * torch.tensor([1.0, 2.0, 4.0], device=device)).flatten(-2)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
 class DiT(nn.Module):
     """Predicts the velocity of noisy latents; see the module's docstring."""
 
@@ -74,6 +88,7 @@ class DiT(nn.Module):
         self.low_res_input = (
             nn.Linear(config.channels, width, bias=False) if config.low_res else None
         )
+        self.place_input = nn.Linear(18, width, bias=False)
         self.text_norm = nn.RMSNorm(config.text_width, eps=1e-6)
         self.text_input = nn.Linear(config.text_width, width)
         self.pooled_text_input = nn.Linear(config.text_width, width)
@@ -151,6 +166,8 @@ class DiT(nn.Module):
             vision = vision + self.low_res_input(
                 low_res_latents.to(dtype).permute(0, 2, 3, 4, 1).flatten(2, 3)
             )
+        places = place_features(frames, height, width, noisy.device)
+        vision = vision + self.place_input(places.to(dtype))
         normed = self.text_norm(embeds.to(dtype))
         text = self.text_input(normed)  # [B, L, width]
 

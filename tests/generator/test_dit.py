@@ -155,6 +155,15 @@ def test_one_sigma_for_all_frames_equals_the_same_sigma_per_frame():
     torch.testing.assert_close(model(**inputs), model(**per_frame))
 
 
+def test_tokens_know_where_they_are_without_any_text():
+    """The same content everywhere and no prompt: rotary attention alone could not tell one position from another."""
+    model, inputs = randomised(TINY), tiny_inputs(batch=1)
+    inputs["noisy"] = torch.ones_like(inputs["noisy"])
+    inputs["mask"] = torch.zeros_like(inputs["mask"])
+    velocity = model(**inputs)[0]  # [C, T, h, w]
+    assert velocity.std(dim=(1, 2, 3)).max() > 1e-3
+
+
 @pytest.mark.parametrize(
     "name", ["noisy", "sigma", "embeds", "condition_latents", "condition_mask", "low_res_latents"]
 )
