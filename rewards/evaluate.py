@@ -34,13 +34,14 @@ def evaluate_rewards(
     annotators: Collection[str] | None = None,
     prompt_ids: Collection[str] | None = None,
     ceiling: Mapping[str, float] | None = None,
-    split: str = TEST_SPLIT,
+    split: str | None = TEST_SPLIT,
 ) -> dict[str, Any]:
     """Accuracy per dimension on the held-out split; written to out/evaluation.json and returned.
 
     Args:
         ceiling: dimension -> the best accuracy possible on `decided_pairs`, from the caller: how well an annotator-free
             truth agrees with these noisy verdicts. Rewards never see such a truth.
+        split: None takes every row; the caller then vouches that these prompts taught the rewards nothing.
     Returns: {"dimensions": {name: {accuracy, n, interval, explicit_accuracy, explicit_n, all_stages_accuracy,
         all_stages_n, chance, sharpness, stage_identity, ceiling, nll, invalid_clips}}, "slots": {...}, "split"}.
     """
@@ -50,7 +51,7 @@ def evaluate_rewards(
 
     data = read_preferences(preferences)
     chosen = {"annotators": annotators, "prompt_ids": prompt_ids}
-    tasks = load_tasks(data, splits=(split,), **chosen)
+    tasks = load_tasks(data, splits=None if split is None else (split,), **chosen)
     training = load_tasks(data, splits=("train", "validation"), **chosen)
     clips = load_clips(data, tasks) if tasks else {}
     sharpness = {sha: laplacian_sharpness(clip.frames) for sha, clip in clips.items()}

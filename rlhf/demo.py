@@ -463,9 +463,19 @@ def _share(part: int, whole: int) -> str:
 
 def generator_facts(made: GeneratorStages) -> list[list[str]]:
     """Figures of the generator's own training: label, value, meaning."""
+    from reelhf.run import read_metrics
     from rlhf.rounds import run_folder
 
-    facts = []
+    measured = read_metrics(run_folder(made.vae))[-1]
+    facts = [
+        [
+            "VAE, rebuilt held-out clips",
+            f"{measured['held_out/psnr']:.1f} dB",
+            "peak signal-to-noise ratio at the refined size, whole frames; "
+            f"the moving shape alone {measured.get('held_out/foreground_psnr', float('nan')):.1f} dB; "
+            f"at half the size {measured['held_out/half_size_psnr']:.1f} dB",
+        ]
+    ]
     distilled = json.loads((run_folder(made.student) / "distill.json").read_text())
     low, high = distilled["interval"]
     distance = distilled["distance_to_teacher"]

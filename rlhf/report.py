@@ -341,7 +341,7 @@ def _filmstrip(path: Path, max_frames: int = 9) -> str:
 
 
 def _rewards(record: LoopRecord) -> str:
-    tables = []
+    parts = []
     for name, title in (
         ("rewards_evaluation", "Rewards that RLHF maximises"),
         ("held_out_evaluation", "Held-out rewards that only watch"),
@@ -350,24 +350,39 @@ def _rewards(record: LoopRecord) -> str:
         if evaluation is None:
             continue
         rows = "".join(
-            f"<tr><td>{escape(label_of(dimension))}</td><td class='n'><b>{_fixed(r['accuracy'], 3)}</b><br><small class='muted'>"
-            f"{_range(r['interval'])}</small></td><td class='n'>{r['n']}</td>"
+            f"<tr><td>{escape(label_of(dimension))}</td><td class='n'><b>{_fixed(r['accuracy'], 3)}</b><br>"
+            f"<small class='muted'>{_range(r['interval'])}</small></td><td class='n'>{r['n']}</td>"
             f"<td class='n'>{_fixed(r['chance'], 3)}</td><td class='n'>{_fixed(r.get('stage_identity'), 3)}</td>"
-            f"<td class='n'>{_fixed(r.get('sharpness'), 3)}</td><td class='n'>{_fixed(r.get('ceiling'), 3)}</td></tr>"
+            f"<td class='n'>{_fixed(r.get('sharpness'), 3)}</td><td class='n'>{_fixed(r.get('ceiling'), 3)}</td>"
+            f"<td class='status {_target(r['accuracy'])}'>{_target(r['accuracy'])}</td></tr>"
             for dimension, r in evaluation["dimensions"].items()
         )
-        tables.append(
-            f"<h3>{title}</h3><table><thead><tr><th>Dimension</th><th class='n'>accuracy</th><th class='n'>pairs</th><th class='n'>chance</th>"
-            "<th class='n'>stage alone</th><th class='n'>sharpness alone</th><th class='n'>ceiling</th></tr></thead>"
-            f"<tbody>{rows}</tbody></table>"
+        slots = "; ".join(
+            f"best clip by slot {', '.join(map(str, s['counts']))}: chi-square p = {s['p']:.3f}"
+            for s in evaluation.get("slots", {}).values()
         )
+        parts.append(
+            f"<h3>{title}</h3><table><thead><tr><th>Dimension</th><th class='n'>accuracy</th><th class='n'>pairs</th>"
+            "<th class='n'>chance</th><th class='n'>stage alone</th><th class='n'>sharpness alone</th>"
+            f"<th class='n'>ceiling</th><th>at least {REWARD_TARGET:.2f}</th></tr></thead><tbody>{rows}</tbody></table>"
+            f"<p class='muted'>{escape(slots)}</p>"
+        )
+    if not parts:
+        return ""
     return (
-        "<section><h2>Can the rewards be believed?</h2><p>How often a reward agrees with an annotator about two clips of the same stage, on "
-        "prompts it never saw. The ceiling is how often the ground truth itself agrees with those annotators, who are noisy on purpose. "
-        f"A reward near its baselines has learned nothing that they do not know.</p>{''.join(tables)}</section>"
-        if tables
-        else ""
+        "<section><h2>Can the rewards be believed?</h2><p>How often a reward agrees with an annotator about two clips of the "
+        "same stage, on prompts and by annotators that it never learned from. The ceiling is how often the ground truth itself "
+        "agrees with those annotators, who are noisy on purpose. A reward near its baselines has learned nothing that they do "
+        f"not know.</p>{''.join(parts)}</section>"
     )
+
+
+REWARD_TARGET = 0.70
+"""Accuracy on same-stage pairs of unseen prompts that a reward should reach."""
+
+
+def _target(accuracy: float | None) -> str:
+    return "" if accuracy is None else "pass" if accuracy >= REWARD_TARGET else "fail"
 
 
 def _annotation(record: LoopRecord) -> str:

@@ -20,7 +20,7 @@ from generator.toyworld import ToyDatasetConfig, render_dataset
 from generator.training.denoiser import DenoiserTrainConfig, train_base, train_refiner
 from generator.training.vae import VAETrainConfig, train_vae
 from reelhf.config import Config
-from rewards.evaluate import TEST_SPLIT, evaluate_rewards
+from rewards.evaluate import evaluate_rewards
 from rewards.pretrain import PretrainConfig, pretrain_backbones
 from rewards.train import RewardTrainConfig, train_rewards
 from rlhf.candidates import BASE, REFINER, CandidatesConfig
@@ -238,11 +238,12 @@ def run_round(
         inputs={"judging": judging, "backbones": backbones},
         source="rewards.train",
     )
+    # each is measured on the other's prompts and annotators: nothing that taught it
     evaluations = [
         _evaluate_rewards(world, runner, f"{name}_evaluation{suffix}", trained, judging, who, ids)
         for name, trained, who, ids in (
-            ("rewards", rewards, groups.feedback_annotators, groups.feedback_prompt_ids),
-            ("held_out", held_out, groups.held_out_annotators, groups.held_out_prompt_ids),
+            ("rewards", rewards, groups.held_out_annotators, groups.held_out_prompt_ids),
+            ("held_out", held_out, groups.feedback_annotators, groups.feedback_prompt_ids),
         )
     ]
 
@@ -353,7 +354,7 @@ def _evaluate_rewards(
     annotators: Collection[str] | None,
     prompt_ids: Collection[str],
 ) -> Stage:
-    """Accuracy on prompts these rewards never saw, beside the ceiling that the annotators' own noise sets."""
+    """Accuracy on prompts and annotators these rewards never met, beside the ceiling that the annotators' noise sets."""
     preferences = judging.path / PREFERENCES
     chosen = {"annotators": annotators, "prompt_ids": prompt_ids}
 
@@ -361,7 +362,7 @@ def _evaluate_rewards(
         ceiling = None
         if world.gold is not None:
             ceiling = reward_ceiling(preferences, world.gold, **chosen)
-        evaluate_rewards(trained.path, preferences, out, ceiling=ceiling, **chosen)
+        evaluate_rewards(trained.path, preferences, out, ceiling=ceiling, split=None, **chosen)
 
     return runner.run(
         name,
@@ -378,13 +379,10 @@ def reward_ceiling(
     annotators: Collection[str] | None,
     prompt_ids: Collection[str],
 ) -> dict[str, float]:
-    """Dimension -> how often gold itself agrees with the annotators on the same-stage test pairs that are no ties."""
+    """Dimension -> how often gold itself agrees with the annotators on the same-stage pairs that are no ties."""
     data = read_preferences(preferences)
-    test = {row["prompt_id"] for row in data.preferences if row["split"] == TEST_SPLIT}
     parts = [
-        annotator_ceiling(
-            data, gold, annotators=annotators, prompt_ids=test & set(prompt_ids), kind=kind
-        )
+        annotator_ceiling(data, gold, annotators=annotators, prompt_ids=prompt_ids, kind=kind)
         for kind in ("explicit", "implied")
     ]
     ceiling = {}
