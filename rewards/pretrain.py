@@ -321,25 +321,19 @@ def pretrain_foundational(
 
 
 def wrong_motion(frames: Tensor, generator: Generator) -> Tensor:
-    """The same clips moving otherwise: backwards, mirrored, turned, at half speed or stopped; one way per clip."""
-    out = frames.clone()
-    kind = torch.randint(6, (len(frames),), generator=generator).tolist()
-    half = torch.arange(frames.shape[2]) // 2 + frames.shape[2] // 4
-    for i, k in enumerate(kind):
-        clip = frames[i]
-        if k == 0:
-            out[i] = clip.flip(1)
-        elif k == 1:
-            out[i] = clip.flip(3)
-        elif k == 2:
-            out[i] = clip.flip(2)
-        elif k == 3 and clip.shape[-1] == clip.shape[-2]:
-            out[i] = clip.transpose(2, 3)
-        elif k == 4:
-            out[i] = clip[:, half.clamp_max(clip.shape[1] - 1)]
-        else:
-            out[i] = clip[:, clip.shape[1] // 2 :][:, :1].expand_as(clip)
-    return out
+    """The same clips [B, 3, F, H, W] moving otherwise: backwards, turned, at half speed or stopped; one way per clip."""
+    num_frames, square = frames.shape[2], frames.shape[-1] == frames.shape[-2]
+    half = (torch.arange(num_frames) // 2 + num_frames // 4).clamp_max(num_frames - 1)
+    ways = [
+        lambda clip: clip.flip(1),
+        lambda clip: clip.flip(2, 3),
+        lambda clip: clip.transpose(2, 3) if square else clip.flip(2, 3),
+        lambda clip: clip.transpose(2, 3).flip(2, 3) if square else clip.flip(2, 3),
+        lambda clip: clip[:, half],
+        lambda clip: clip[:, num_frames // 2 :][:, :1].expand_as(clip),
+    ]
+    kinds = torch.randint(len(ways), (len(frames),), generator=generator).tolist()
+    return torch.stack([ways[kind](clip) for kind, clip in zip(kinds, frames, strict=True)])
 
 
 def pretrain_motion(

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 WEIGHT_GAIN = 5.0
 """Word weights are stored divided by this, so that an optimizer's step moves them that much faster than a matrix."""
 TYPICAL_LOG_PROB = -4.0
