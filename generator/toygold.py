@@ -207,7 +207,8 @@ def _see(fine: Tensor, scene: Scene, fps: float) -> _Seen:
         centre = _centroid(mask * window, grid, fallback=centre)
     area = mask.mean(dim=(1, 2))
     smallest = RADIUS["small"] ** 2 * min(_unit_area(shape) for shape in SHAPES)
-    there = (area / (0.3 * smallest)).clamp(0, 1) * ((0.5 - area) / 0.25).clamp(0, 1)  # [F]
+    # something, but not everything: a picture that is all foreground shows no shape, [F]
+    there = (area / (0.3 * smallest)).clamp(0, 1) / (1 + (area / 0.42) ** 8)
     presence = ((raw_contrast - 0.02) / (2 * MIN_CONTRAST)).clamp(0, 1) * there.mean()
 
     seconds = torch.arange(num_frames) / fps

@@ -190,7 +190,7 @@ def test_small_steps_for_the_worse_register(spoil, dimension):
 
 
 def weak_samples(num_prompts: int) -> list[tuple[Scene, Tensor]]:
-    """What a weak generator makes: patches of a linear basis of 48, halfway to another scene, noisy; 4 per prompt."""
+    """What a weak generator makes: patches of a linear basis of 48, between two scenes, noisy, too slow; 4 per prompt."""
 
     def patches(x: Tensor, t: int) -> Tensor:
         n, _, f, h, w = x.shape
@@ -218,7 +218,7 @@ def weak_samples(num_prompts: int) -> list[tuple[Scene, Tensor]]:
             kept = rng.sample(["background", "colour", "shape", "size"], k=rng.randrange(5))
             other = replace(other, **{name: getattr(scene, name) for name in kept})
             pair = torch.stack([clip(scene, 64, seed=rng.randrange(99)), clip(other, 64)])
-            mix, noise = rng.uniform(0, 0.6), rng.uniform(0, 0.3)
+            mix, noise = rng.choice((0.0, 0.2, 0.5)), rng.uniform(0, 0.25)
             made = []
             for (t, mean, basis, spread), part in zip(
                 bases, (pair[:, :, :1], pair[:, :, 1:]), strict=True
@@ -226,7 +226,9 @@ def weak_samples(num_prompts: int) -> list[tuple[Scene, Tensor]]:
                 codes = ((patches(part, t) - mean) @ basis / spread).chunk(2)
                 code = (1 - mix) * codes[0] + mix * codes[1] + noise * torch.randn_like(codes[0])
                 made.append(frames(code * spread @ basis.T + mean, t))
-            samples.append((scene, torch.cat(made, dim=1)))
+            frames_made = torch.cat(made, dim=1)
+            drag = rng.choice((0.0, 0.0, 0.4, 0.8))
+            samples.append((scene, (1 - drag) * frames_made + drag * frames_made[:, 4:5]))
     return samples
 
 
@@ -236,11 +238,11 @@ def test_weak_samples_of_one_prompt_are_told_apart_in_every_dimension():
     within = scores.view(20, 4, -1)
     assert (within.std(1).mean(0) > 0.06).all(), within.std(1).mean(0)
     assert (scores > 0.02).float().mean() > 0.95  # neither floor
-    assert (scores[:, [0, 2, 3]] < 0.98).all()  # nor ceiling
+    assert (scores < 0.98).float().mean() > 0.95  # nor ceiling
     centred = (within - within.mean(1, keepdim=True)).flatten(0, 1)
     correlation = torch.corrcoef(centred.T) - torch.eye(4)
     assert correlation.max() < 0.95, correlation  # four questions, not one
-    assert correlation.sum() / 12 < 0.8
+    assert correlation.sum() / 12 < 0.85
 
 
 def test_a_prompt_or_a_tensor_that_cannot_be_measured_is_one_clear_line():
