@@ -136,7 +136,6 @@ def build(*, num_clips: int = 4, title: str = "ReelHF annotation") -> gr.Blocks:
         on(skip_button.click, "() => window.reelhf.openSkip()")
         on(cancel.click, "() => window.reelhf.closePanels()")
         on(reason.input, "(v) => window.reelhf.skip(v)", [reason])
-        on(note.input, "(v) => window.reelhf.noted(v)", [note])
         on(submit.click, "() => window.reelhf.submit()")
         on(help_button.click, "() => window.reelhf.toggleHelp()")
         on(out_button.click, "() => window.reelhf.signOut()")

@@ -536,7 +536,7 @@
       case "KeyC": return act(chooseAnother);
       case "KeyX": return act(noValidPair);
       case "KeyS": return act(openSkip);
-      case "KeyM": return () => document.querySelector("#note input, #note textarea")?.focus();
+      case "KeyM": return () => noteField()?.focus();
       case "Space": return () => player.toggle();
       case "Comma": return () => player.step(-1);
       case "Period": return () => player.step(1);
@@ -643,11 +643,14 @@
     return render();
   }
 
-  function noted(text) {
-    note = text || "";
+  // Heard at once and not through Gradio: a value that comes back late would undo what was typed meanwhile.
+  function noted(event) {
+    if (event.target !== noteField()) return;
+    note = event.target.value;
     if (task) saveDraft();
-    return render();
   }
+
+  const noteField = () => document.querySelector("#note input, #note textarea");
 
   function toggleHelp() {
     document.body.dataset.help = document.body.dataset.help ? "" : "1";
@@ -667,6 +670,7 @@
     const values = render();
     if (values.length !== outputs) throw new Error(`the page has ${outputs} outputs, the script ${values.length}`);
     document.addEventListener("keydown", onKey, true);
+    document.addEventListener("input", noted, true);
     document.addEventListener("pointerdown", (event) => {
       const row = event.target.closest?.(".dimension[id]");
       if (row) active = Number(row.id.slice(4));
@@ -683,7 +687,7 @@
   }
 
   window.reelhf = {
-    start, render, picked, chooseAnother, noValidPair, submit, openSkip, closePanels, skip, noted, toggleHelp, signOut,
+    start, render, picked, chooseAnother, noValidPair, submit, openSkip, closePanels, skip, toggleHelp, signOut,
     times: () => player.videos.map((v) => v.currentTime), // for tests of the drift
   };
 })();

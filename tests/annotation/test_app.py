@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import gradio as gr
 import httpx
@@ -13,20 +14,29 @@ import pytest
 from annotation.api import COOKIE, STATIC, running_server
 from annotation.app import build
 from annotation.records import DIMENSIONS, ClipRecord
+from annotation.store import Store
 from tests.annotation.annotation_cases import PASSWORD, SMALL
 
 EVIL = "<img src=x onerror=alert(1)>"
 
 
-@pytest.fixture
-def page(new_project, clip_files) -> Iterator[httpx.Client]:
-    store = new_project(tasks=1, annotators=1)
-    ids = store.add_clips([ClipRecord(p, EVIL, "m", "s") for p in clip_files[:4]])
-    prompt_ids = store.add_prompts([EVIL])
-    store.create_tasks([ids], prompt_ids=prompt_ids, priority=9, presentation=SMALL)
-    with running_server(store) as url, httpx.Client(base_url=url, trust_env=False) as http:
-        http.post("/api/login", json={"name": "ann0", "password": PASSWORD})
-        yield http
+@pytest.fixture(scope="module")
+def page(
+    tmp_path_factory: pytest.TempPathFactory, clip_files: list[Path]
+) -> Iterator[httpx.Client]:
+    """Someone signed in to a project whose only task has a prompt that tries to run a script."""
+    with Store.open(tmp_path_factory.mktemp("page")) as store:
+        ids = store.add_clips(
+            [
+                ClipRecord(p, EVIL, f"secretmodel{i}", "secretstage")
+                for i, p in enumerate(clip_files[:4])
+            ]
+        )
+        store.create_tasks([ids], presentation=SMALL)
+        store.add_user("ann0", PASSWORD)
+        with running_server(store) as url, httpx.Client(base_url=url, trust_env=False) as http:
+            http.post("/api/login", json={"name": "ann0", "password": PASSWORD})
+            yield http
 
 
 def test_the_page_is_made_of_native_components_and_no_event_reaches_python():
