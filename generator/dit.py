@@ -130,6 +130,20 @@ class DiT(nn.Module):
         for module in (*zero, *((self.low_res_input,) if self.low_res_input is not None else ())):
             nn.init.zeros_(module.weight)
 
+    @torch.no_grad()
+    def fit_text_inputs(self, embeds: Tensor, mask: Tensor) -> None:
+        """Initialise the two projections of the text so that these prompts leave them centred and decorrelated.
+
+        A language model's states lie close together: what tells one prompt from another is a few percent of their length, and a
+        denoiser that starts from them as they are takes thousands of steps to hear it.
+
+        Args: embeds, mask: prompts of the training set, [N, L, E] and [N, L].
+        """
+        normed = self.text_norm(embeds)
+        pooled = (normed * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1)[:, None]
+        _fit_whitening(self.text_input, normed[mask])
+        _fit_whitening(self.pooled_text_input, pooled[mask.any(1)])
+
     def forward(
         self,
         noisy: Tensor,
@@ -215,3 +229,20 @@ class DiT(nn.Module):
         if self.config.checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, *args, use_reentrant=False)
         return layer(*args)
+
+
+WHITENING_FLOOR = 0.01
+"""Directions with less than this share of the largest variance are not raised to unit variance."""
+
+
+def _fit_whitening(linear: nn.Linear, samples: Tensor) -> None:
+    """Random projection of whitened samples [N, E]: outputs have mean 0 and about unit variance."""
+    mean = samples.mean(0)
+    centred = (samples - mean).double()
+    variances, directions = torch.linalg.eigh(centred.T @ centred / len(samples))
+    scale = (variances.clamp(min=0) + WHITENING_FLOOR * variances.max().clamp(min=1e-12)).rsqrt()
+    spread = (variances.clamp(min=0) * scale.square()).sum()  # total variance after whitening
+    mix = torch.randn(linear.out_features, len(variances), dtype=torch.float64) / spread.sqrt()
+    weight = (mix.to(directions.device) * scale) @ directions.T
+    linear.weight.copy_(weight)
+    linear.bias.copy_(-weight.to(mean) @ mean)

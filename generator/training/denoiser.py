@@ -208,6 +208,8 @@ def train_base(config: DenoiserTrainConfig, clips: Path, vae: Path, text: Path, 
     ).to(device())
     windows = _windows(config, clips)
     data = encode_clips(backbone, windows)
+    prompts = data.condition.to(device())
+    backbone.denoiser.fit_text_inputs(prompts.embeds, prompts.mask)
     return _train(config, backbone, data, Path(out))
 
 
