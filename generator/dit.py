@@ -19,6 +19,9 @@ from generator.blocks import SpatialBlock, TemporalBlock, modulate
 from generator.rope import grid_positions, rope_angles, text_positions, video_positions
 from reelhf.config import Config
 
+WHITENING_FLOOR = 1e-2
+"""Of the mean variance: directions of the pooled prompt that are quieter than this are not amplified further."""
+
 
 class DiTConfig(Config):
     """Architecture of the denoiser; it travels with the checkpoint."""
@@ -131,18 +134,34 @@ class DiT(nn.Module):
             nn.init.zeros_(module.weight)
 
     @torch.no_grad()
-    def fit_text_inputs(self, embeds: Tensor, mask: Tensor) -> None:
-        """Initialise the two projections of the text so that these prompts leave them centred and decorrelated.
+    def fit_pooled_text(self, embeds: Tensor, mask: Tensor) -> None:
+        """Initialise the projection of the pooled prompt so that these prompts leave it centred and decorrelated.
 
-        A language model's states lie close together: what tells one prompt from another is a few percent of their length, and a
-        denoiser that starts from them as they are takes thousands of steps to hear it.
+        Means over the tokens of captions lie close together: what tells one from another is a few percent of their length, and
+        a denoiser that starts from them as they are takes thousands of steps to hear it.
 
         Args: embeds, mask: prompts of the training set, [N, L, E] and [N, L].
         """
-        normed = self.text_norm(embeds)
-        pooled = (normed * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1)[:, None]
-        _fit_whitening(self.text_input, normed[mask])
-        _fit_whitening(self.pooled_text_input, pooled[mask.any(1)])
+        pooled = self._pool(self.text_norm(embeds), mask)[mask.any(1)]
+        mean = pooled.mean(0)
+        variances, directions = torch.linalg.eigh(
+            torch.cov((pooled - mean).T.double(), correction=0)
+        )
+        floor = WHITENING_FLOOR * variances.mean().clamp(min=1e-12)
+        scale = (variances.clamp(min=0) + floor).rsqrt()
+        whitened_variance = (variances.clamp(min=0) * scale.square()).sum()
+        linear = self.pooled_text_input
+        mix = torch.randn(linear.out_features, len(variances)).to(directions)
+        weight = (
+            mix / whitened_variance.sqrt() * scale
+        ) @ directions.T  # outputs of about unit variance
+        linear.weight.copy_(weight)
+        linear.bias.copy_(-weight.to(mean) @ mean)
+
+    @staticmethod
+    def _pool(tokens: Tensor, mask: Tensor) -> Tensor:
+        """Mean over each prompt's tokens, zero where there are none; [B, E]."""
+        return (tokens * mask[..., None]).sum(1) / mask.sum(1).clamp(min=1)[:, None]
 
     def forward(
         self,
@@ -187,7 +206,7 @@ class DiT(nn.Module):
 
         # 2. Modulation from sigma (per frame) and the pooled prompt.
         lengths = mask.sum(dim=1)
-        pooled = (normed * mask[..., None]).sum(1) / lengths.clamp(min=1)[:, None]
+        pooled = self._pool(normed, mask)
         per_frame = sigma[:, None].expand(-1, frames) if sigma.ndim == 1 else sigma
         vector = self.sigma_mlp(sigma_embedding(per_frame, self.config.width).to(dtype))
         vector = nn.functional.silu(
@@ -229,20 +248,3 @@ class DiT(nn.Module):
         if self.config.checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, *args, use_reentrant=False)
         return layer(*args)
-
-
-WHITENING_FLOOR = 0.01
-"""Directions with less than this share of the largest variance are not raised to unit variance."""
-
-
-def _fit_whitening(linear: nn.Linear, samples: Tensor) -> None:
-    """Random projection of whitened samples [N, E]: outputs have mean 0 and about unit variance."""
-    mean = samples.mean(0)
-    centred = (samples - mean).double()
-    variances, directions = torch.linalg.eigh(centred.T @ centred / len(samples))
-    scale = (variances.clamp(min=0) + WHITENING_FLOOR * variances.max().clamp(min=1e-12)).rsqrt()
-    spread = (variances.clamp(min=0) * scale.square()).sum()  # total variance after whitening
-    mix = torch.randn(linear.out_features, len(variances), dtype=torch.float64) / spread.sqrt()
-    weight = (mix.to(directions.device) * scale) @ directions.T
-    linear.weight.copy_(weight)
-    linear.bias.copy_(-weight.to(mean) @ mean)

@@ -209,7 +209,7 @@ def train_base(config: DenoiserTrainConfig, clips: Path, vae: Path, text: Path, 
     windows = _windows(config, clips)
     data = encode_clips(backbone, windows)
     prompts = data.condition.to(device())
-    backbone.denoiser.fit_text_inputs(prompts.embeds, prompts.mask)
+    backbone.denoiser.fit_pooled_text(prompts.embeds, prompts.mask)
     return _train(config, backbone, data, Path(out))
 
 

@@ -155,21 +155,16 @@ def test_one_sigma_for_all_frames_equals_the_same_sigma_per_frame():
     torch.testing.assert_close(model(**inputs), model(**per_frame))
 
 
-def test_fitted_text_inputs_spread_prompts_that_lie_close_together():
-    """States that differ by a percent of their length come out centred, of unit variance, and still told apart."""
+def test_a_fitted_projection_spreads_prompts_that_lie_close_together():
+    """Pooled states that differ by a percent of their length come out centred and of unit variance."""
     torch.manual_seed(0)
     model = DiT(TINY)
-    common = 10 * torch.randn(1, 1, 8)
-    embeds = common + 0.1 * torch.randn(200, 5, 8)
+    embeds = 10 * torch.randn(1, 1, 8) + 0.2 * torch.randn(200, 5, 8)
     mask = torch.ones(200, 5, dtype=torch.bool)
-    model.fit_text_inputs(embeds, mask)
-    normed = model.text_norm(embeds)
-    for outputs in (
-        model.text_input(normed).flatten(0, 1),
-        model.pooled_text_input(normed.mean(1)),
-    ):
-        assert outputs.mean(0).abs().max() < 1e-3
-        assert outputs.var(0).mean().item() == pytest.approx(1.0, rel=0.3)
+    model.fit_pooled_text(embeds, mask)
+    outputs = model.pooled_text_input(model.text_norm(embeds).mean(1))
+    assert outputs.mean(0).abs().max() < 1e-2
+    assert outputs.var(0).mean().item() == pytest.approx(1.0, rel=0.3)
 
 
 def test_tokens_know_where_they_are_without_any_text():
