@@ -53,8 +53,9 @@ class TextEncoderConfig(Config):
     mlp_size: PositiveInt = 384
     max_tokens: PositiveInt = Field(256, ge=8)
     """Longer prompts are cut at the end."""
-    hidden_layer: int = -2
-    """Which of the `num_layers + 1` hidden states conditions the denoiser; the last one is specialised in the next token."""
+    hidden_layer: int = 1
+    """Which of the `num_layers + 1` hidden states conditions the denoiser. The last ones are specialised in the next token; in a
+    tiny model trained on few captions the first ones still tell words apart, in a pre-trained LLM take one near the end (-3)."""
 
 
 def train_tokenizer(captions: Sequence[str], config: TextEncoderConfig) -> PreTrainedTokenizerFast:
