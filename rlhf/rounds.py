@@ -11,13 +11,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from generator.training.text import TextTrainConfig, train_text_encoder
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from annotation.records import read_preferences
 from distill.consistency import ConsistencyConfig, distill_refiner
 from generator.toyworld import ToyDatasetConfig, render_dataset
 from generator.training.denoiser import DenoiserTrainConfig, train_base, train_refiner
+from generator.training.text import TextTrainConfig, train_text_encoder
 from generator.training.vae import VAETrainConfig, train_vae
 from reelhf.config import Config
 from rewards.evaluate import evaluate_rewards

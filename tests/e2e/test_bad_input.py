@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from reelhf.run import RunFolder
 from reelhf.video import write_video
 
 
@@ -106,26 +105,27 @@ def test_review_of_a_folder_without_runs_says_what_it_looked_for(tmp_path):
 
 
 def test_a_checkpoint_that_was_cut_short_is_named_and_left_alone(tmp_path):
-    from reelhf.config import Config
+    from reelhf.run import seal
 
-    run = RunFolder.open(tmp_path / "run", Config())
-    run.save_checkpoint(10, lambda folder: (folder / "weights.bin").write_bytes(b"x" * 100))
-    weights = tmp_path / "run" / "checkpoints" / "step_000010" / "weights.bin"
-    weights.write_bytes(b"x" * 40)
+    folder = tmp_path / "generator"
+    folder.mkdir()
+    (folder / "generator.json").write_text("{}")
+    (folder / "denoiser.safetensors").write_bytes(b"x" * 100)
+    seal(folder)
+    (folder / "denoiser.safetensors").write_bytes(b"x" * 40)
     (tmp_path / "prompts.txt").write_text("A red circle.\n")
     line = refused(
         "generator",
         "sample",
-        str(weights.parent),
+        "generator",
         "--prompts",
         "prompts.txt",
         "--out",
         "clips",
         cwd=tmp_path,
     )
-    assert "weights.bin" in line
-    assert "cut short" in line
-    assert len(weights.read_bytes()) == 40
+    assert "denoiser.safetensors was cut short: 40 of 100 bytes" in line
+    assert len((folder / "denoiser.safetensors").read_bytes()) == 40
 
 
 @pytest.mark.parametrize("version", [0, 99])
