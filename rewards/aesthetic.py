@@ -77,6 +77,7 @@ class AestheticReward(RewardModule):
     """SigLIP image encoder on keyframes: aesthetic_quality."""
 
     kind: ClassVar[str] = "siglip_aesthetic"
+    readouts: ClassVar[tuple[str, ...]] = ("head.",)
     config_class: ClassVar[type[Config]] = AestheticConfig
     settings: AestheticConfig
 

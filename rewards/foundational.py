@@ -138,6 +138,7 @@ class FoundationalReward(RewardModule):
     """Qwen2.5-VL with reward tokens: prompt_following and structural_stability."""
 
     kind: ClassVar[str] = "qwen_vl_foundational"
+    readouts: ClassVar[tuple[str, ...]] = ("heads.", "sight.", "agree.", "words.weight")
     config_class: ClassVar[type[Config]] = FoundationalConfig
     settings: FoundationalConfig
 
@@ -168,14 +169,17 @@ class FoundationalReward(RewardModule):
             nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
         )
         self.words = WordHead(hidden, len(tokenizer))
-        extra = {name: 4 if name in AFTER_PROMPT else 0 for name in self.dimensions}
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(2 * hidden + extra[name], 1) for name in self.dimensions}
+        # each score: what the language model says at the reward token, what the vision tower says by itself, and, after
+        # the prompt, how well clip and prompt agree
+        self.heads = nn.ModuleDict({name: nn.Linear(hidden, 1) for name in self.dimensions})
+        self.sight = nn.ModuleDict({name: nn.Linear(2 * hidden, 1) for name in self.dimensions})
+        self.agree = nn.ModuleDict(
+            {name: nn.Linear(4, 1) for name in self.dimensions if name in AFTER_PROMPT}
         )
-        for name, head in self.heads.items():
+        for head in (*self.heads.values(), *self.sight.values()):
             nn.init.normal_(head.weight, std=0.02)
-            if name in AFTER_PROMPT:  # the score begins as plain agreement of clip and prompt
-                nn.init.constant_(head.weight[:, 2 * hidden :], 0.5)
+        for head in self.agree.values():  # begins as the agreement of the words alone
+            head.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
         token = tokenizer.convert_tokens_to_ids
         self.reward_ids = {name: token(reward_token(name)) for name in self.dimensions}
         self.before = [self.reward_ids[n] for n in BEFORE_PROMPT if n in self.reward_ids]
@@ -190,7 +194,8 @@ class FoundationalReward(RewardModule):
     def see(self, frames: Tensor) -> tuple[Any, tuple[int, int, int], Tensor]:
         """The vision tower on frames [B, 3, F, H, W].
 
-        Returns: its output, the grid (t, h, w) of one clip, and the mean over its tokens of what each says, [B, H].
+        Returns: its output, the grid (t, h, w) of one clip, and what its tokens say: the level over time and the unrest
+        from time to time, [B, 2 H].
         """
         size = fit_area(
             *frames.shape[-2:], area=self.settings.area, multiple=self.patch * self.merge
@@ -204,7 +209,16 @@ class FoundationalReward(RewardModule):
         )
         grids = torch.tensor([grid] * len(frames), device=frames.device)
         seen = self.backbone.get_video_features(patches, grids, return_dict=True)
-        return seen, grid, self.summary(torch.stack(list(seen.pooler_output))).mean(1)
+        said = self.summary(torch.stack(list(seen.pooler_output)))  # [B, t * h * w / 4, H]
+        said = said.unflatten(1, (grid[0], -1)).mean(2)  # [B, t, H]
+        unrest = torch.zeros_like(said[:, 0])
+        if grid[0] > 1:
+            unrest = (said.diff(dim=1).square() + 1e-6).sqrt().mean(1)
+        return seen, grid, torch.cat([said.mean(1), unrest], dim=1)
+
+    def words_of(self, summary: Tensor) -> Tensor:
+        """Log-probabilities of words [B, V] for a summary [B, 2 H]."""
+        return self.words(summary.chunk(2, dim=1)[0])
 
     def read(
         self, seen: Any, grid: tuple[int, int, int], fps: Tensor, prompts: list[list[int]]
@@ -253,7 +267,7 @@ class FoundationalReward(RewardModule):
         log-probabilities of words [B, V]."""
         seen, grid, summary = self.see(frames)
         states, ids, is_prompt = self.read(seen, grid, fps, prompts)
-        words = self.words(summary)
+        words = self.words_of(summary)
         log_probs = self.prompt_log_probs(states, ids, is_prompt)
         # the whole prompt, and its least expected word (soft-min); tens of nats, so scaled towards one
         surprise = torch.stack([log_probs.sum(1), -torch.logsumexp(-log_probs, dim=1)], dim=1) / 10
@@ -261,10 +275,11 @@ class FoundationalReward(RewardModule):
         values = []
         for name in self.dimensions:
             at = torch.eq(ids, self.reward_ids[name]).float().argmax(1)
-            features = [states[torch.arange(len(ids), device=ids.device), at], summary]
+            state = states[torch.arange(len(ids), device=ids.device), at]
+            value = self.heads[name](state) + self.sight[name](summary)
             if name in AFTER_PROMPT:
-                features.append(agreement)
-            values.append(self.heads[name](torch.cat(features, dim=1)))
+                value = value + self.agree[name](agreement)
+            values.append(value)
         return torch.cat(values, dim=1), log_probs, is_prompt, words
 
     def values(

@@ -32,6 +32,8 @@ class RewardModule(nn.Module):
 
     kind: ClassVar[str]
     config_class: ClassVar[type[Config]]
+    readouts: ClassVar[tuple[str, ...]]
+    """Names of the parts that turn features into scores; the rest is the backbone to an optimizer."""
     dimensions: tuple[str, ...]
     mean: Tensor
     std: Tensor

@@ -130,6 +130,7 @@ class MotionReward(RewardModule):
     """V-JEPA 2 encoder, a probe over time and the prompt's words: motion_quality."""
 
     kind: ClassVar[str] = "vjepa2_motion"
+    readouts: ClassVar[tuple[str, ...]] = ("head.", "read.", "words.weight")
     config_class: ClassVar[type[Config]] = MotionConfig
     settings: MotionConfig
 

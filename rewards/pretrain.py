@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from rewards.foundational import FoundationalConfig, FoundationalReward
 from rewards.losses import bradley_terry_loss
 from rewards.module import RewardModule
 from rewards.motion import MotionConfig, MotionReward
-from rewards.tokens import encode_texts, pad_right, train_tokenizer
+from rewards.tokens import encode_texts, load_tokenizer, pad_right, train_tokenizer
 
 
 class StageConfig(Config):
@@ -51,7 +51,7 @@ class PretrainConfig(Config):
     """The video encoder."""
     aesthetic: AestheticConfig = AestheticConfig()
     """The image encoder."""
-    foundational_stage: StageConfig = StageConfig(num_steps=300, batch_size=16)
+    foundational_stage: StageConfig = StageConfig(num_steps=200, batch_size=16)
     """Captioning and its heads."""
     motion_stage: StageConfig = StageConfig(num_steps=220, batch_size=16)
     """Masked prediction and its probe."""
@@ -70,7 +70,7 @@ class PretrainConfig(Config):
     masked_share: float = Field(0.3, ge=0, le=1)
     """Share of the motion steps spent on masked prediction and words, before the probe learns to rank."""
     words_share: float = Field(0.75, ge=0, le=1)
-    """Share of the foundational steps in which the vision tower alone learns the words of captions."""
+    """Share of the foundational steps in which the vision tower alone learns words and spoiled bodies."""
     seed: int = 0
     """Of weights and batches."""
 
@@ -110,16 +110,7 @@ def pretrain_backbones(config: PretrainConfig, clips: Path, out: Path) -> Path:
         seed=config.seed,
     )
     seed_everything(config.seed)
-    tokenizer = train_tokenizer(
-        windows.captions,
-        vocab_size=config.foundational.vocab_size,
-        dimensions=config.foundational.dimensions,
-    )
-    models: dict[str, RewardModule] = {
-        "foundational": FoundationalReward(config.foundational, tokenizer),
-        "motion": MotionReward(config.motion, tokenizer),
-        "aesthetic": AestheticReward(config.aesthetic, tokenizer),
-    }
+    models = build_models(config, windows.captions)
     small = shrink_windows(windows.frames, config.foundational.area)
     for name, model in models.items():
         started = time.monotonic()
@@ -129,11 +120,33 @@ def pretrain_backbones(config: PretrainConfig, clips: Path, out: Path) -> Path:
             "aesthetic": pretrain_aesthetic,
         }[name]
         frames = windows.frames if name == "aesthetic" else small
-        pretrain(model, config, frames, windows.captions)
+        if model.settings.backbone is None:
+            pretrain(model, config, frames, windows.captions)
+            print(f"  {name}: pre-trained in {time.monotonic() - started:.0f} s", flush=True)
         model.save(Path(out) / name)
-        print(f"  {name}: pre-trained in {time.monotonic() - started:.0f} s", flush=True)
     write_text_atomic(stamp, key)
     return Path(out)
+
+
+def build_models(config: PretrainConfig, captions: Sequence[str]) -> dict[str, RewardModule]:
+    """The three models before any training: tiny, or around a `backbone` that was named, which is not pre-trained here."""
+    dimensions = config.foundational.dimensions
+    trained = train_tokenizer(
+        captions, vocab_size=config.foundational.vocab_size, dimensions=dimensions
+    )
+    named = config.foundational.backbone
+    foundational = FoundationalReward(
+        config.foundational,
+        load_tokenizer(named, dimensions=dimensions) if named is not None else trained,
+    )
+    motion = MotionReward(config.motion, trained)
+    for model in (foundational, motion):
+        model.words.count(model.encode_prompts(captions))
+    return {
+        "foundational": foundational,
+        "motion": motion,
+        "aesthetic": AestheticReward(config.aesthetic, trained),
+    }
 
 
 def shrink_windows(frames: Tensor, area: int) -> Tensor:
@@ -280,24 +293,27 @@ def swapped_captions(
 def pretrain_foundational(
     model: FoundationalReward, config: PretrainConfig, frames: Tensor, captions: list[str]
 ) -> None:
-    """Words first, by the vision tower alone; then captioning, right against swapped captions, less against more spoiled."""
+    """Words and spoiled bodies first, by the vision tower alone; then captioning, and right against swapped captions."""
     generator = torch.Generator().manual_seed(config.seed)
     stage = config.foundational_stage
     optimizer = CosineMuon(model, stage)
     prompts = model.encode_prompts(captions)
-    model.words.count(prompts)
     rows = {name: i for i, name in enumerate(model.dimensions)}
     model.train()
     for step, batch in enumerate(batches(frames, stage, generator, "pre-train foundational")):
         selection = model.select(frames.shape[2], config.fps, generator)
         clip = selection.apply(batch.frames)
         right = [prompts[i] for i in batch.index.tolist()]
-        if step < stage.num_steps * config.words_share:
-            _, _, summary = model.see(spoil_lightly(clip, config.spoil, generator))
-            optimizer.step(model.words.loss(model.words(summary), right))
-            continue
         less, more, margin = spoiled_pair(clip, "structural_stability", generator)
         seen = spoil_lightly(torch.cat([less, more]), config.spoil, generator)
+        if step < stage.num_steps * config.words_share:
+            _, _, summary = model.see(seen)
+            loss = model.words.loss(model.words_of(summary), right + right)
+            if "structural_stability" in rows:
+                first, second = model.sight["structural_stability"](summary)[:, 0].chunk(2)
+                loss = loss + ranking_loss(first, second, margin)
+            optimizer.step(loss)
+            continue
         wrong = swapped_captions(batch.index, prompts, generator)
         # who keeps the right caption has nothing to do with who is spoiled
         swap = torch.rand(len(clip), generator=generator) < 0.5
@@ -344,7 +360,6 @@ def pretrain_motion(
     teacher = copy.deepcopy(model.backbone.encoder).requires_grad_(False)
     optimizer = CosineMuon(model, config.motion_stage)
     prompts = model.encode_prompts(captions)
-    model.words.count(prompts)
     model.train()
     stage = config.motion_stage
     for step, batch in enumerate(batches(frames, stage, generator, "pre-train motion")):

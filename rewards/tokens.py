@@ -48,6 +48,19 @@ def train_tokenizer(
     )
 
 
+def load_tokenizer(folder: str, *, dimensions: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The tokenizer of a local folder or hub id, with the reward tokens and any missing vision token added."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    special = [VISION_START, VISION_END, VIDEO_PAD, IMAGE_PAD, *map(reward_token, dimensions)]
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([token for token in special if token not in known], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    return tokenizer
+
+
 def encode_texts(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, max_tokens: int
 ) -> list[list[int]]:

@@ -33,14 +33,14 @@ class RewardTrainConfig(Config):
 
     models: tuple[str, ...] = MODEL_FOLDERS
     """Which of foundational, motion and aesthetic to train."""
-    epochs: PositiveFloat = 4.0
+    epochs: PositiveFloat = 3.0
     """Passes over the training tasks."""
     tasks_per_batch: PositiveInt = 4
     """Tasks per step; each brings its K clips and all its verdicts."""
     head_lr: PositiveFloat = 1e-3
     """Learning rate of the heads; warms up over a tenth of the steps, then falls as a cosine."""
-    backbone_lr: float = Field(3e-4, ge=0)
-    """Learning rate of the backbones; 0 freezes them."""
+    backbone_lr: float = Field(1e-4, ge=0)
+    """Learning rate of everything before the heads; 0 freezes it."""
     weight_decay: float = Field(0.05, ge=0)
     """Of AdamW."""
     grad_clip: PositiveFloat = 1.0
@@ -215,15 +215,18 @@ def reward_trainer_class() -> type[Any]:
             self.model_accepts_loss_kwargs = False
 
         def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
-            backbone = {id(p) for p in self.model.backbone.parameters()}
             groups = [
                 {
-                    "params": [p for p in self.model.parameters() if (id(p) in backbone) == inside],
+                    "params": [
+                        parameter
+                        for name, parameter in self.model.named_parameters()
+                        if name.startswith(self.model.readouts) == readout
+                    ],
                     "lr": lr,
                 }
-                for inside, lr in (
-                    (True, self.reward_config.backbone_lr),
-                    (False, self.reward_config.head_lr),
+                for readout, lr in (
+                    (True, self.reward_config.head_lr),
+                    (False, self.reward_config.backbone_lr),
                 )
             ]
             self.optimizer = torch.optim.AdamW(

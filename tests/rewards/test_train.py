@@ -22,7 +22,7 @@ from rewards.calibration import fit_temperature, spread
 from rewards.data import Clip, RewardTask, Vote, group_by_shape, load_tasks
 from rewards.degrade import DEGRADATIONS, degrade
 from rewards.evaluate import chi_square_uniform, evaluate_rewards, format_report
-from rewards.pretrain import pretrain_backbones, swapped_captions
+from rewards.pretrain import build_models, pretrain_backbones, swapped_captions
 from rewards.train import RewardTrainConfig, preference_loss, shift_clips, tie_widths, train_rewards
 
 BRIGHTNESS = [random.Random(i).random() for i in range(400)]
@@ -85,6 +85,25 @@ def test_a_finished_pre_training_is_kept(backbones: Path) -> None:
     before = (backbones / "motion" / "model.safetensors").stat().st_mtime_ns
     pretrain_backbones(tiny_pretrain_config(), backbones.parent, backbones)
     assert (backbones / "motion" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_backbone_in_a_folder_is_used_with_its_own_tokenizer(tmp_path: Path) -> None:
+    source = tiny_models()["foundational"]
+    source.backbone.save_pretrained(tmp_path)
+    source.tokenizer.save_pretrained(tmp_path)
+    config = tiny_pretrain_config()
+    named = config.foundational.model_copy(update={"backbone": str(tmp_path)})
+    model = build_models(config.model_copy(update={"foundational": named}), CAPTIONS)[
+        "foundational"
+    ]
+    torch.testing.assert_close(
+        model.backbone.get_input_embeddings().weight, source.backbone.get_input_embeddings().weight
+    )
+    assert model.encode_prompts(CAPTIONS) == source.encode_prompts(CAPTIONS)
+    values = model.score(
+        smooth_clip(0)[None], selection=model.select(5, 8.0), fps=8.0, prompts=CAPTIONS[:1]
+    ).values
+    assert values.isfinite().all()
 
 
 def test_annotators_and_prompts_choose_the_rows(preferences: Path) -> None:
