@@ -91,9 +91,7 @@ def render_page(record: LoopRecord) -> str:
     runs = [run for run in ("base", "refiner") if record.path(f"rlhf_{run}") is not None]
     sections = [
         _header(record, runs),
-        *[_verdict(record, run) for run in runs],
-        *[_curves(record, run) for run in runs],
-        *[_clips(record, run) for run in runs],
+        *[part(record, run) for run in runs for part in (_verdict, _clips, _curves)],
         _rewards(record),
         _annotation(record),
         _generator(record),
@@ -150,7 +148,7 @@ def _header(record: LoopRecord, runs: Sequence[str]) -> str:
     )
     return (
         f"<header><h1>{escape(data['title'])}</h1><p class='muted'>{escape(data['created'])}, {escape(data['machine'])}, "
-        f"commit {escape(data['commit'] or 'unknown')}</p>{_LOOP_PICTURE}<div class='tiles'>{tile_html}</div>{verdict}{notes}</header>"
+        f"commit {escape(data['commit'] or 'unknown')}</p>{_LOOP_PICTURE}{_NAVIGATION}<div class='tiles'>{tile_html}</div>{verdict}{notes}</header>"
     )
 
 
@@ -203,7 +201,7 @@ def _verdict(record: LoopRecord, run: str) -> str:
         if name not in checked
     ]
     return (
-        f"<section><h2>Did the {LABELS_RUN[run]} get better?</h2><p>Before and after RLHF on {comparison['num_prompts']} prompts "
+        f"<section id='{run}'><h2>Did the {LABELS_RUN[run]} get better?</h2><p>Before and after RLHF on {comparison['num_prompts']} prompts "
         f"that nothing was trained or selected on, {comparison['seeds_per_prompt']} clips each from the same noise. The interval is "
         f"a paired bootstrap over prompts ({comparison['resamples']} resamples, {comparison['confidence']:.0%}). Rewards are in units of "
         "their frozen spread over human-judged clips; gold lies between 0 and 1. Checks and margins were fixed beforehand.</p>"
@@ -237,7 +235,7 @@ def _curves(record: LoopRecord, run: str) -> str:
         else "<p class='note'>No gold curve: real clips have no ground truth.</p>"
     )
     return (
-        f"<section><h2>Curves of the {LABELS_RUN[run]}</h2><p>Training follows the gradient of the reward; the held-out reward comes from "
+        f"<section class='sub'><h2>Curves of the {LABELS_RUN[run]}</h2><p>Training follows the gradient of the reward; the held-out reward comes from "
         "other annotators, other prompts and another seed and is never differentiated. The vertical line is the step that was kept, "
         f"chosen on validation prompts by the rewards alone.</p>{legend(key)}<div class='charts'>{''.join(charts)}</div>{gold_html}</section>"
     )
@@ -303,7 +301,7 @@ def _clips(record: LoopRecord, run: str) -> str:
             f"<p class='muted'>{escape(score)}, noise seed {pair['seed']}</p></div>"
         )
     return (
-        f"<section class='clips'><h2>Before and after: the {LABELS_RUN[run]}</h2><p>Same prompt, same noise. The prompts are evenly spread over the "
+        f"<section class='clips sub'><h2>Before and after: the {LABELS_RUN[run]}</h2><p>Same prompt, same noise. The prompts are evenly spread over the "
         "test set, not chosen. All clips play in step; pause and drag to look at single frames.</p>"
         "<div class='player'><button type='button' class='play'>Pause</button>"
         "<input type='range' min='0' max='1000' value='0' aria-label='position'><span class='muted frame'></span></div>"
@@ -370,7 +368,7 @@ def _rewards(record: LoopRecord) -> str:
     if not parts:
         return ""
     return (
-        "<section><h2>Can the rewards be believed?</h2><p>How often a reward agrees with an annotator about two clips of the "
+        "<section id='rewards'><h2>Can the rewards be believed?</h2><p>How often a reward agrees with an annotator about two clips of the "
         "same stage, on prompts and by annotators that it never learned from. The ceiling is how often the ground truth itself "
         "agrees with those annotators, who are noisy on purpose. A reward near its baselines has learned nothing that they do "
         f"not know.</p>{''.join(parts)}</section>"
@@ -391,7 +389,7 @@ def _annotation(record: LoopRecord) -> str:
         f"<tr><td>{escape(label)}</td><td class='n'>{escape(str(value))}</td></tr>"
         for label, value in a["facts"]
     )
-    return f"<section><h2>What the annotators said</h2><p>{escape(a['summary'])}</p><table class='narrow'><tbody>{facts}</tbody></table></section>"
+    return f"<section id='annotators'><h2>What the annotators said</h2><p>{escape(a['summary'])}</p><table class='narrow'><tbody>{facts}</tbody></table></section>"
 
 
 def _generator(record: LoopRecord) -> str:
@@ -400,7 +398,7 @@ def _generator(record: LoopRecord) -> str:
         for label, value, meaning in record.data["generator_facts"]
     )
     return (
-        f"<section><h2>The generator underneath</h2><table><tbody>{rows}</tbody></table></section>"
+        f"<section id='generator'><h2>The generator underneath</h2><table><tbody>{rows}</tbody></table></section>"
         if rows
         else ""
     )
@@ -427,7 +425,7 @@ def _stages(record: LoopRecord) -> str:
         )
     total, budget_total = sum(s["seconds"] for s in stages), record.data["total_budget_seconds"]
     return (
-        "<section><h2>Where the time went</h2><table><thead><tr><th>Stage</th><th class='n'>seconds</th><th class='n'>budget</th><th></th>"
+        "<section id='time'><h2>Where the time went</h2><table><thead><tr><th>Stage</th><th class='n'>seconds</th><th class='n'>budget</th><th></th>"
         f"<th class='n'>peak GB</th><th></th></tr></thead><tbody>{''.join(rows)}</tbody><tfoot><tr><td>All stages</td>"
         f"<td class='n {'fail' if total > budget_total else ''}'>{total:.0f}</td><td class='n'>{budget_total:.0f}</td><td></td><td></td><td></td></tr></tfoot></table></section>"
     )
@@ -477,6 +475,11 @@ def _clock(seconds: float) -> str:
 
 # --- the page's own style and script ---------------------------------------------------------------------------------
 
+_NAVIGATION = (
+    "<nav><a href='#base'>Base</a><a href='#refiner'>Accelerated refiner</a><a href='#rewards'>Rewards</a>"
+    "<a href='#annotators'>Annotators</a><a href='#generator'>Generator</a><a href='#time'>Time</a></nav>"
+)
+
 _LOOP_PICTURE = """
 <svg class="loop" viewBox="0 0 640 92" role="img" aria-label="generate, judge, learn rewards, maximise them, compare, and round again">
 <defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>
@@ -496,7 +499,9 @@ _STYLE = """
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
 main{max-width:1060px;margin:0 auto;padding:36px 24px 80px}h1{font-size:30px;line-height:1.2;margin:0 0 4px;letter-spacing:-.01em}
 h2{font-size:20px;margin:0 0 6px}h3{font-size:15px;margin:22px 0 4px}section{margin-top:46px;padding-top:22px;border-top:1px solid var(--line)}
+section.sub{border-top:0;margin-top:26px;padding-top:0}section.sub h2{font-size:17px}
 p{max-width:76ch;margin:6px 0 12px}.muted{color:var(--soft)}small{font-size:12px}
+nav{display:flex;flex-wrap:wrap;gap:6px 20px;margin:14px 0 4px;font-size:14px}a{color:var(--s0)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:12px;margin:18px 0}
 .tiles div{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:12px 16px}.tiles b{display:block;font-size:23px;font-weight:620}
 .tiles span{color:var(--soft);font-size:13px}.note{background:var(--note);border-radius:8px;padding:9px 14px}.note.bad{border-left:4px solid var(--fail)}
@@ -521,7 +526,7 @@ button{font:inherit;font-size:14px;padding:5px 16px;border:1px solid var(--line)
 .gauge{width:38%}.gauge span{display:block;position:relative;height:9px;background:var(--line);border-radius:5px}.gauge b{position:absolute;inset:0 auto 0 0;background:var(--s0);border-radius:5px}
 .gauge i{position:absolute;top:-3px;height:15px;width:2px;background:var(--ink)}
 pre{background:var(--panel);border:1px solid var(--line);border-radius:8px;padding:12px 14px;overflow:auto;font-size:12.5px}summary{cursor:pointer;color:var(--soft);margin:10px 0}
-@media print{body{background:#fff;font-size:11px}main{max-width:none;padding:0}section{margin-top:20px;break-inside:auto}.player,video{display:none}.charts{grid-template-columns:repeat(3,1fr)}
+@media print{body{background:#fff;font-size:11px}main{max-width:none;padding:0}section{margin-top:20px;break-inside:auto}.player,video,nav{display:none}.charts{grid-template-columns:repeat(3,1fr)}
 .pairs{grid-template-columns:1fr 1fr}h2{break-after:avoid}.chart,tr{break-inside:avoid}}
 @media(prefers-reduced-motion:reduce){.strip{outline:0}}
 """

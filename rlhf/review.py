@@ -29,6 +29,7 @@ TITLE = "ReelHF review"
 METRICS = "metrics.jsonl"
 MAX_DEPTH = 4
 """How many folders below the root are searched for runs."""
+PLOTS_PER_ROW = 3
 CLIP_SUFFIXES = (".mp4", ".webm", ".gif")
 DEFAULT_PORT = 7861
 
@@ -176,8 +177,10 @@ def build_page(root: Path) -> gr.Blocks:
     names = [one.name for one in find_runs(root)]
     with gr.Blocks(title=TITLE, fill_width=False, analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}")
-        with gr.Row(equal_height=True):
-            choice = gr.Dropdown(names, value=names[0] if names else None, label="Run", scale=4)
+        with gr.Row():
+            choice = gr.Dropdown(
+                names, value=names[0] if names else None, label="Run", container=False, scale=5
+            )
             refresh = gr.Button("Read again", scale=1)
         refresh.click(lambda now: _choices(root, now), choice, choice)
 
@@ -231,9 +234,9 @@ def _show_run(chosen: Reviewable) -> None:
     ]
     if not names:
         plotted = [(name, metric_frame(rows, name)) for name in plain_metrics(rows)]
-    for start in range(0, len(plotted), 3):
+    for start in range(0, len(plotted), PLOTS_PER_ROW):
         with gr.Row():
-            for title, frame in plotted[start : start + 3]:
+            for title, frame in plotted[start : start + PLOTS_PER_ROW]:
                 gr.LinePlot(
                     frame,
                     x="step",
@@ -241,7 +244,8 @@ def _show_run(chosen: Reviewable) -> None:
                     color="curve",
                     title=title,
                     x_title="step",
-                    y_title="",
+                    y_title=" ",
+                    color_title=" ",
                     height=230,
                     color_map=COLOURS,
                 )
