@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from rewards.module import RewardModule
 
 
+LEARNED_SPLITS = ("train", "validation")
+"""Splits of the preference data that teach a reward; the third, `test`, measures it."""
+
+
 class RewardTrainConfig(Config):
     """How the reward models learn from preference data."""
 
@@ -72,6 +76,7 @@ def train_rewards(
     *,
     annotators: Collection[str] | None = None,
     prompt_ids: Collection[str] | None = None,
+    splits: Collection[str] | None = LEARNED_SPLITS,
 ) -> Path:
     """Train, calibrate and save each reward model under `out`.
 
@@ -79,6 +84,7 @@ def train_rewards(
         preferences: folder of preference data (`annotation.export`).
         backbones: folder written by `rewards.pretrain`, or an earlier round's rewards.
         annotators, prompt_ids: use only these; None uses all.
+        splits: learn from rows of these splits; None from all, where the rewards are measured on other prompts altogether.
     """
     from annotation.records import read_preferences
     from reelhf.engine import seed_everything
@@ -96,9 +102,7 @@ def train_rewards(
         folder = Path(backbones) / name
         seed_everything(config.seed)
         model = reward_class(read_reward_json(folder)["type"]).load(folder)
-        tasks = load_tasks(
-            data, dimensions=model.dimensions, splits=("train", "validation"), **chosen
-        )
+        tasks = load_tasks(data, dimensions=model.dimensions, splits=splits, **chosen)
         if not tasks:
             raise UserError(
                 f"{preferences} holds no training rows for {', '.join(model.dimensions)} by these annotators and prompts"
@@ -106,7 +110,7 @@ def train_rewards(
         missing = [t for t in tasks if any(sha not in clips for sha in t.clips)]
         if missing:
             clips |= load_clips(data, missing)
-        training = [task for task in tasks if task.split == "train"] or tasks
+        training = [task for task in tasks if task.split != "validation"] or tasks
         metrics = fit(model, training, clips, config, label=name)
         model.data_hash = content_hash([t.task_id for t in tasks], [len(t.votes) for t in tasks])
         calibrate(model, tasks, clips)
