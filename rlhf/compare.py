@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Gold = Callable[["Tensor", str, float], Mapping[str, float]]
 """(frames [3, F, H, W], prompt, fps) -> a value in [0, 1] per gold dimension, and "motion_amplitude"."""
 COMPARISON_VERSION = 1
+MIN_RESAMPLED_PROMPTS = 8
+"""With fewer prompts the bootstrap resamples clips instead."""
 PAIR_SEEDS = 2
 """Clips per prompt and side that are written as videos."""
 AMPLITUDE = "motion/amplitude"
@@ -38,6 +40,8 @@ class CompareConfig(Config):
 
     seeds_per_prompt: PositiveInt = 2
     """Clips per prompt, before and after; averaged before anything is compared."""
+    min_clips: int = Field(32, ge=2)
+    """Fewer prompts than this need more clips each to reach it, before and after."""
     seed: int = 77
     """First noise seed; no other stage uses seeds of this range."""
     resamples: PositiveInt = 4000
@@ -116,15 +120,19 @@ def compare(
         "held_out": load_composite(held_out, weights),
     }
     low_res = None if low_res_generator is None else load_generator(low_res_generator)
-    repeated = [prompt for prompt in prompts for _ in range(config.seeds_per_prompt)]
+    per_prompt_seeds = max(config.seeds_per_prompt, -(-config.min_clips // len(prompts)))
+    # a handful of prompts cannot be resampled: then the interval speaks of these prompts only, over their clips
+    unit = "prompt" if len(prompts) >= MIN_RESAMPLED_PROMPTS else "clip"
+    averaged = per_prompt_seeds if unit == "prompt" else 1
+    repeated = [prompt for prompt in prompts for _ in range(per_prompt_seeds)]
     seeds = [config.seed * 1_000_000 + index for index in range(len(repeated))]
     chosen = [
         len(prompts) * i // config.num_pairs for i in range(min(config.num_pairs, len(prompts)))
     ]
     keep = {
-        index * config.seeds_per_prompt + draw: f"{number:02d}_{draw}"
+        index * per_prompt_seeds + draw: f"{number:02d}_{draw}"
         for number, index in enumerate(chosen)
-        for draw in range(min(config.seeds_per_prompt, PAIR_SEEDS))
+        for draw in range(min(per_prompt_seeds, PAIR_SEEDS))
     }
     out.mkdir(parents=True, exist_ok=True)
     models = {"before": load_generator(before), "after": load_generator(after)}
@@ -142,18 +150,19 @@ def compare(
             out / "pairs",
             side,
         )
-    per_prompt = {
-        name: {side: _prompt_means(sides[side][name], config.seeds_per_prompt) for side in sides}
+    per_unit = {
+        name: {side: _unit_means(sides[side][name], averaged) for side in sides}
         for name in sides["before"]
     }
-    measures = {name: _difference(config, values) for name, values in per_prompt.items()}
+    measures = {name: _difference(config, values) for name, values in per_unit.items()}
     report = {
         "schema_version": COMPARISON_VERSION,
         "role": models["after"].role,
         "fps": models["after"].fps,
         "num_frames": models["after"].frame_shape[0],
         "num_prompts": len(prompts),
-        "seeds_per_prompt": config.seeds_per_prompt,
+        "seeds_per_prompt": per_prompt_seeds,
+        "unit": unit,
         "resamples": config.resamples,
         "confidence": config.confidence,
         "weights": dict(weights),
@@ -163,26 +172,25 @@ def compare(
         "pairs": [
             {
                 "prompt": prompts[index],
-                "seed": seeds[index * config.seeds_per_prompt],
+                "seed": seeds[index * per_prompt_seeds],
                 "clips": {
                     side: [
                         f"pairs/{number:02d}_{draw}_{side}.mp4"
-                        for draw in range(min(config.seeds_per_prompt, PAIR_SEEDS))
+                        for draw in range(min(per_prompt_seeds, PAIR_SEEDS))
                     ]
                     for side in sides
                 },
                 "measures": {
                     name: [
-                        sides[side][name][index * config.seeds_per_prompt]
-                        for side in ("before", "after")
+                        sides[side][name][index * per_prompt_seeds] for side in ("before", "after")
                     ]
-                    for name in per_prompt
+                    for name in per_unit
                 },
             }
             for number, index in enumerate(chosen)
         ],
         "prompts": list(prompts),
-        "per_prompt": per_prompt,
+        "per_unit": per_unit,
     }
     (out / "comparison.json").write_text(json.dumps(_finite(report), indent=1, ensure_ascii=False))
     return out
@@ -296,18 +304,18 @@ def run_checks(
     return checks
 
 
-def _prompt_means(values: Sequence[float], seeds_per_prompt: int) -> list[float]:
-    """Mean over the seeds of each prompt, without invalid clips; NaN where all were invalid."""
+def _unit_means(values: Sequence[float], clips_per_unit: int) -> list[float]:
+    """Mean over each unit's clips, without invalid ones; NaN where all were invalid."""
     import numpy as np
 
-    table: ndarray = np.asarray(values, dtype=np.float64).reshape(-1, seeds_per_prompt)
+    table: ndarray = np.asarray(values, dtype=np.float64).reshape(-1, clips_per_unit)
     return [
         float(row[np.isfinite(row)].mean()) if np.isfinite(row).any() else math.nan for row in table
     ]
 
 
 def _difference(config: CompareConfig, values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Mean before, after and difference over the prompts valid on both sides, with its interval and their count."""
+    """Mean before, after and difference over the units valid on both sides, with its interval and their count."""
     pairs = [
         (b, a)
         for b, a in zip(values["before"], values["after"], strict=True)

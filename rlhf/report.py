@@ -167,7 +167,7 @@ def _verdict(record: LoopRecord, run: str) -> str:
     rows = []
     limits: dict[str, float] = {}
     for check in comparison["checks"]:
-        if check["status"] != "not_measured":
+        if check["status"] != "not_measured" and check["low"] is not None:
             source = check["measure"].split("/")[0]
             widest = max(abs(check["low"]), abs(check["high"]), abs(check["threshold"]), 1e-9)
             limits[source] = max(limits.get(source, 0.0), widest)
@@ -177,6 +177,12 @@ def _verdict(record: LoopRecord, run: str) -> str:
             rows.append(
                 f"<tr><td>{label}</td><td colspan='5' class='muted'>{escape(check['reason'])}</td>"
                 "<td class='status muted'>not measured</td></tr>"
+            )
+            continue
+        if check["low"] is None:
+            rows.append(
+                f"<tr><td>{label}</td><td colspan='5' class='muted'>fewer than two clips could be scored on both sides</td>"
+                "<td class='status fail'>fail</td></tr>"
             )
             continue
         rule = "rises" if check["rule"] == "rises" else f"not below {check['threshold']:+.3f}"
@@ -203,7 +209,7 @@ def _verdict(record: LoopRecord, run: str) -> str:
     return (
         f"<section id='{run}'><h2>Did the {LABELS_RUN[run]} get better?</h2><p>Before and after RLHF on {comparison['num_prompts']} prompts "
         f"that nothing was trained or selected on, {comparison['seeds_per_prompt']} clips each from the same noise. The interval is "
-        f"a paired bootstrap over prompts ({comparison['resamples']} resamples, {comparison['confidence']:.0%}). Rewards are in units of "
+        f"a paired bootstrap over {comparison['unit']}s ({comparison['resamples']} resamples, {comparison['confidence']:.0%}). Rewards are in units of "
         "their frozen spread over human-judged clips; gold lies between 0 and 1. Checks and margins were fixed beforehand.</p>"
         "<table><thead><tr><th>Measure</th><th class='n'>before</th><th class='n'>after</th><th class='n'>difference</th><th></th>"
         f"<th>must</th><th>verdict</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"

@@ -315,7 +315,7 @@ def verdict_table(comparison: Mapping[str, Any]) -> pd.DataFrame:
 
     rows = []
     for check in comparison["checks"]:
-        measured = check["status"] != "not_measured"
+        measured = check.get("low") is not None
         rows.append(
             {
                 "measure": measure_label(check["measure"]),
@@ -324,7 +324,7 @@ def verdict_table(comparison: Mapping[str, Any]) -> pd.DataFrame:
                 "difference": f"{check['difference']:+.3f}" if measured else "",
                 "interval": f"{check['low']:+.3f} to {check['high']:+.3f}"
                 if measured
-                else check["reason"],
+                else check.get("reason", "too few valid clips"),
                 "must": "rise"
                 if check["rule"] == "rises"
                 else f"stay above {check.get('threshold', 0):+.3f}",

@@ -151,6 +151,7 @@ def _write_comparison(folder: Path, run: str, gold: bool, size: int) -> None:
         "num_frames": 5,
         "num_prompts": 64,
         "seeds_per_prompt": 2,
+        "unit": "prompt",
         "resamples": 4000,
         "confidence": 0.95,
         "has_gold": gold,

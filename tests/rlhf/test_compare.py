@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from rlhf.compare import CompareConfig, _difference, _prompt_means, mean_interval, run_checks
+from rlhf.compare import CompareConfig, _difference, _unit_means, mean_interval, run_checks
 
 
 def test_interval_of_a_constant_difference_is_that_difference():
@@ -41,8 +41,8 @@ def test_bootstrap_refuses_what_it_cannot_resample():
 
 
 def test_seeds_are_averaged_before_prompts_are_compared_and_invalid_clips_left_out():
-    assert _prompt_means([1.0, 3.0, math.nan, 5.0], 2) == [2.0, 5.0]
-    assert math.isnan(_prompt_means([math.nan, math.nan], 2)[0])
+    assert _unit_means([1.0, 3.0, math.nan, 5.0], 2) == [2.0, 5.0]
+    assert math.isnan(_unit_means([math.nan, math.nan], 2)[0])
 
 
 def test_a_prompt_invalid_on_one_side_is_not_compared():
