@@ -24,13 +24,12 @@ import sqlalchemy as sa
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
-from pydantic import Field, PositiveFloat, PositiveInt
 from sqlalchemy import delete, insert, select
 
 from annotation import claims
 from annotation import schema as t
+from annotation.config import AnnotateConfig
 from annotation.store import Account, Store
-from reelhf.config import Config
 from reelhf.errors import UserError
 
 COOKIE = "reelhf_session"
@@ -66,25 +65,6 @@ CLOSED = re.compile(
     r"process_recording|vibe-|profiling|queue|run|call|api|cancel|dev|hash|custom_component)"
 )
 """Gradio routes this page has no use for. `file=` echoes request headers, the session cookie among them."""
-
-
-class AnnotateConfig(Config):
-    """How a project is served."""
-
-    lease_seconds: PositiveFloat = 1800.0
-    """A claimed task goes back to the queue after this long without a sign of life."""
-    session_hours: PositiveFloat = 12.0
-    """A sign-in lasts this long."""
-    wanted_tasks: PositiveInt | None = None
-    """Tasks asked of each annotator; progress counts towards it. Unset, it is all that are open to them."""
-    login_failures: PositiveInt = 5
-    """Wrong passwords for one name before sign-in for that name pauses."""
-    login_pause_seconds: PositiveFloat = 60.0
-    """How long it pauses."""
-    secure_cookie: bool = False
-    """Send the session cookie over HTTPS only. Set it whenever the server is not on loopback."""
-    title: str = Field(default="ReelHF annotation", max_length=80)
-    """Name shown in the browser tab."""
 
 
 NEVER_SENT = {b"cookie", b"authorization"}

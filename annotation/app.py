@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import gradio as gr
     from fastapi import FastAPI
 
-    from annotation.api import AnnotateConfig
+    from annotation.config import AnnotateConfig
     from annotation.store import Store
 
 SKIP_LABELS = (

@@ -28,6 +28,9 @@ DEFAULT_PROJECT = Path("runs/annotation")
 DEFAULT_PORT = 7860
 MAX_SHOWN = 40
 
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="YAML such as configs/annotation/team.yaml")
+]
 ProjectArgument = Annotated[Path, typer.Argument(help="Project folder", show_default=True)]
 
 
@@ -37,17 +40,31 @@ def quickstart(
         Path, typer.Argument(help="<model>/<prompt>.mp4 folder, or a manifest .csv or .jsonl")
     ],
     out: Annotated[Path, typer.Option(help="Project folder to make")] = DEFAULT_PROJECT,
-    k: Annotated[int, typer.Option("--k", help="Clips per task, 2 to 6")] = 4,
-    need: Annotated[int, typer.Option(help="Judgments wanted per task")] = 1,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Clips per task, 2 to 6 [default: 4]")
+    ] = None,
+    need: Annotated[int | None, typer.Option(help="Judgments wanted per task [default: 1]")] = None,
+    config: ConfigOption = None,
     with_ratings: Annotated[
         bool, typer.Option("--with-ratings", help="Import FETV's ratings as judgments too")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what fits and stop")] = False,
 ) -> None:
     """Make a labelling project of anyone's clips."""
+    from annotation.config import AnnotationConfig
     from annotation.quickstart import quickstart as make
+    from reelhf.config import load_config
 
-    project = make(source, out, k=k, need=need, dry_run=dry_run, with_ratings=with_ratings)
+    settings = load_config(AnnotationConfig, config)
+    project = make(
+        source,
+        out,
+        k=settings.clips_per_task if k is None else k,
+        need=settings.judgments_per_task if need is None else need,
+        dry_run=dry_run,
+        with_ratings=with_ratings,
+        presentation=settings.presentation,
+    )
     _print_plan(project.plan)
     if dry_run:
         typer.echo(f"dry run: nothing was written. next: the same without --dry-run makes {out}")
@@ -80,20 +97,22 @@ def serve(
     secure_cookie: Annotated[
         bool, typer.Option("--secure-cookie", help="Behind HTTPS: never send the cookie without it")
     ] = False,
+    config: ConfigOption = None,
 ) -> None:
     """Serve the annotation page."""
-    from annotation.api import AnnotateConfig, bind, create_app, running_server
+    from annotation.api import bind, create_app, running_server
+    from annotation.config import AnnotationConfig
     from annotation.store import Store
     from reelhf.config import load_config
 
     bind(host, port).close()  # a taken port is found before anything else
-    overrides = [f"secure_cookie={str(secure_cookie).lower()}"]
+    overrides = ["serve.secure_cookie=true"] if secure_cookie else []
     if wanted is not None:
-        overrides.append(f"wanted_tasks={wanted}")
-    config = load_config(AnnotateConfig, None, overrides)
+        overrides.append(f"serve.wanted_tasks={wanted}")
+    settings = load_config(AnnotationConfig, config, overrides)
     with Store.open(project, create=False) as store:
         counts = store.counts()
-        site = create_app(store, config)
+        site = create_app(store, settings.serve)
         with running_server(store, host=host, port=port, app=site) as url:
             typer.echo(
                 f"{counts['open_tasks']} of {counts['tasks']} tasks are open, {counts['judgments']} judgments so far"

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import insert, select
 
 from annotation import schema as t
+from annotation.presentation import PresentationConfig
 from annotation.quickstart import Plan, add_plan, jsonl_rows
 from annotation.records import MAX_CLIPS, MIN_CLIPS, ClipRecord
 from annotation.rules import clashes
@@ -58,13 +59,20 @@ def derive_pick(scores: Sequence[float]) -> DerivedPick:
     return DerivedPick(scores.index(high), scores.index(low), False)
 
 
-def fetv(folder: Path | str, store: Store, *, need: int = 1) -> Imported:
+def fetv(
+    folder: Path | str,
+    store: Store,
+    *,
+    need: int = 1,
+    presentation: PresentationConfig | None = None,
+) -> Imported:
     """Imports FETV: a task per prompt for people to judge, and its ratings as judgments of kind `score`.
 
     The ratings take no place of a person: the tasks stay open for `need` judgments. Importing the same file again adds nothing.
 
     Args:
         folder: holds `ratings.jsonl` and the clips it names.
+        presentation: how clips are made alike.
     Raises: UserError naming a line without the expected fields, or a clip that is missing.
     """
     folder = Path(folder)
@@ -76,7 +84,9 @@ def fetv(folder: Path | str, store: Store, *, need: int = 1) -> Imported:
     keys = [f"import:fetv:{content_hash(row)[:40]}" for _, row in rows]
     new = [index for index, key in enumerate(keys) if key not in known]
     plan = Plan([groups[index] for index in new], [])
-    tasks = add_plan(store, plan, need=need, project="fetv") if new else []
+    tasks = (
+        add_plan(store, plan, need=need, project="fetv", presentation=presentation) if new else []
+    )
     account = _import_account(store)
     answers = 0
     for task_id, index in zip(tasks, new, strict=True):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from annotation.presentation import PresentationConfig
 from annotation.records import MAX_CLIPS, MIN_CLIPS, ClipRecord, prompt_id
 from annotation.store import Store
 from reelhf.errors import UserError, did_you_mean
@@ -61,6 +62,7 @@ def quickstart(
     need: int = 1,
     dry_run: bool = False,
     with_ratings: bool = False,
+    presentation: PresentationConfig | None = None,
 ) -> Project:
     """Makes an annotation project of the clips in `source`, with an admin account.
 
@@ -69,6 +71,7 @@ def quickstart(
         need: judgments wanted per task.
         dry_run: only reports; `out` is not touched.
         with_ratings: also imports the ratings of a FETV file as judgments.
+        presentation: how clips are made alike.
     Raises: UserError if `k` is out of range, the source is not understood, or no prompt has two usable clips.
     """
     source, out = Path(source), Path(out)
@@ -90,18 +93,30 @@ def quickstart(
         if with_ratings:
             from annotation.importers import fetv
 
-            tasks = fetv(source, store, need=need).num_tasks
+            tasks = fetv(source, store, need=need, presentation=presentation).num_tasks
         else:
-            tasks = len(add_plan(store, plan, need=need, project=source.resolve().name))
+            project = source.resolve().name
+            tasks = len(
+                add_plan(store, plan, need=need, project=project, presentation=presentation)
+            )
     return Project(out, plan, tasks, "admin", password)
 
 
-def add_plan(store: Store, plan: Plan, *, need: int, project: str) -> list[int]:
+def add_plan(
+    store: Store,
+    plan: Plan,
+    *,
+    need: int,
+    project: str,
+    presentation: PresentationConfig | None = None,
+) -> list[int]:
     """Adds the plan's clips and tasks to a store; returns the task ids."""
     clips = [clip for group in plan.groups for clip in group]
     ids = iter(store.add_clips(clips, project=project, label="clips"))
     groups = [[next(ids) for _ in group] for group in plan.groups]
-    return store.create_tasks(groups, need=need, label="copies for showing")
+    return store.create_tasks(
+        groups, need=need, presentation=presentation, label="copies for showing"
+    )
 
 
 def plan_project(source: Path, *, k: int) -> Plan:

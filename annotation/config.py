@@ -1,0 +1,41 @@
+"""What a project can be told: how clips are shown, how many judgments are wanted, how the page is served."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from annotation.presentation import PresentationConfig
+from annotation.records import MAX_CLIPS, MIN_CLIPS
+from reelhf.config import Config
+
+
+class AnnotateConfig(Config):
+    """How a project is served."""
+
+    lease_seconds: PositiveFloat = 1800.0
+    """A claimed task goes back to the queue after this long without a sign of life."""
+    session_hours: PositiveFloat = 12.0
+    """A sign-in lasts this long."""
+    wanted_tasks: PositiveInt | None = None
+    """Tasks asked of each annotator; progress counts towards it. Unset, it is all that are open to them."""
+    login_failures: PositiveInt = 5
+    """Wrong passwords for one name before sign-in for that name pauses."""
+    login_pause_seconds: PositiveFloat = 60.0
+    """How long it pauses."""
+    secure_cookie: bool = False
+    """Send the session cookie over HTTPS only. Set it whenever the server is not on loopback."""
+    title: str = Field(default="ReelHF annotation", max_length=80)
+    """Name shown in the browser tab."""
+
+
+class AnnotationConfig(Config):
+    """One annotation project: `reelhf annotate quickstart` and `serve` take it as `--config`."""
+
+    clips_per_task: int = Field(default=4, ge=MIN_CLIPS, le=MAX_CLIPS)
+    """K: prompts with more clips become several tasks."""
+    judgments_per_task: PositiveInt = 1
+    """Different people asked per task. Two or more are needed to measure agreement."""
+    presentation: PresentationConfig = PresentationConfig()
+    """How clips are made alike before anyone sees them."""
+    serve: AnnotateConfig = AnnotateConfig()
+    """The page and its HTTP API."""
