@@ -42,7 +42,7 @@ def launch(folder, *cases):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert out.is_file(), done.stderr[-3000:]
     return json.loads(out.read_text())
@@ -166,7 +166,7 @@ def test_the_launch_lines_of_the_readme_start_every_process(launcher):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("took a step") == 2
