@@ -51,7 +51,10 @@ def test_a_config_opens_with_what_it_shows_and_its_launch_line(name):
     assert any("reelhf" in line for line in comment), "the comment holds the launch line"
 
 
-SPEAK_FOR_THEMSELVES = {"seed", "type", "title"}
+SPEAK_FOR_THEMSELVES = {  # the same words everywhere; the engine's are explained in `reelhf.engine.EngineConfig`
+    *("seed", "type", "title", "zero_stage", "bf16"),
+    *("validate_every", "validation_batch", "checkpoint_every", "keep_checkpoints"),
+}
 
 
 def fields_without_help(cls):
