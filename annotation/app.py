@@ -100,6 +100,7 @@ def build(*, num_clips: int = 4, title: str = "ReelHF annotation") -> gr.Blocks:
             with gr.Row(elem_id="actions"):
                 note = gr.Textbox(
                     placeholder="Note (optional)  m",
+                    interactive=True,  # Gradio would freeze what is only ever an output
                     show_label=False,
                     container=False,
                     lines=1,

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api")
 
 MAX_DRIFT_SECONDS = 0.05
+PATIENCE_MS = 90_000  # the other tests may keep every core busy
 SECONDS, FPS = 2.0, 8.0
 XSS = '<img src=x onerror="window.hacked=1"> A red ball & <b>nothing</b> else'
 
@@ -65,6 +66,7 @@ def picture(page: playwright.Page, name: str) -> None:
 def sign_in(browser: playwright.Browser, url: str) -> tuple[playwright.Page, list[str], list[str]]:
     """A fresh browser context on the annotation page, with the errors and the addresses it asked for."""
     page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+    page.set_default_timeout(PATIENCE_MS)
     errors: list[str] = []
     asked: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
