@@ -121,7 +121,7 @@ def make_candidates(
                     "fps": model.fps,
                 }
             )
-    written.sort(key=lambda row: row["seed"])
+    written.sort(key=lambda row: (row["task"], row["seed"]))
     manifest = out / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written))
     return out

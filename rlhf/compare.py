@@ -291,6 +291,7 @@ def run_checks(
                 {
                     "measure": name,
                     "rule": rule,
+                    "threshold": threshold,
                     "status": "not_measured",
                     "reason": "real clips have no gold",
                 }

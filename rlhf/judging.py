@@ -296,8 +296,10 @@ def add_before_after_tasks(store: Store, comparisons: Sequence[Path]) -> list[in
                 for side in ("before", "after")
                 for draw, path in enumerate(pair["clips"][side])
             ]
-            groups.append(list(dict.fromkeys(store.add_clips(records, project="before and after"))))
-    return store.create_tasks([group for group in groups if len(group) > 1], round_number=1)
+            groups.append(store.add_clips(records, project="before and after"))
+    # where a run kept its start, before and after are the same files: there is nothing to judge
+    different = [group for group in groups if len(set(group)) == len(group)]
+    return store.create_tasks(different, round_number=1)
 
 
 def language_of(prompt: str) -> str:

@@ -207,10 +207,10 @@ def _verdict(record: LoopRecord, run: str) -> str:
         if name not in checked
     ]
     return (
-        f"<section id='{run}'><h2>Did the {LABELS_RUN[run]} get better?</h2><p>Before and after RLHF on {comparison['num_prompts']} prompts "
+        f"<section id='{run}'><h2>Did the {LABELS_RUN[run]} get better?</h2><p>Before and after RLHF on {_count(comparison['num_prompts'], 'prompt')} "
         f"that nothing was trained or selected on, {comparison['seeds_per_prompt']} clips each from the same noise. The interval is "
         f"a paired bootstrap over {comparison['unit']}s ({comparison['resamples']} resamples, {comparison['confidence']:.0%}). Rewards are in units of "
-        "their frozen spread over human-judged clips; gold lies between 0 and 1. Checks and margins were fixed beforehand.</p>"
+        "their frozen spread over judged clips; gold lies between 0 and 1. Checks and margins were fixed beforehand.</p>"
         "<table><thead><tr><th>Measure</th><th class='n'>before</th><th class='n'>after</th><th class='n'>difference</th><th></th>"
         f"<th>must</th><th>verdict</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
         f"<details><summary>All other measures</summary><table><tbody>{''.join(others)}</tbody></table></details></section>"
@@ -457,6 +457,10 @@ def measure_label(name: str) -> str:
     """A measure such as "gold/composite" in words."""
     source, _, dimension = name.partition("/")
     return f"{label_of(dimension)} ({SOURCES.get(source, source)})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _fixed(value: float | None, digits: int = 3) -> str:

@@ -329,21 +329,20 @@ def run_round(
             ("refiner", config.compare_refiner, direct[1], student, rlhf_refiner, rlhf_base),
         )
     ]
-    curves = [
-        _gold_curve(config, world, runner, name, stage, suffix)
-        for name, stage in (("base", rlhf_base), ("refiner", rlhf_refiner))
-    ]
     return RoundStages(
-        candidates,
-        judging,
-        backbones,
-        rewards,
-        held_out,
-        *evaluations,
-        rlhf_base,
-        rlhf_refiner,
-        *compared,
-        *curves,
+        candidates=candidates,
+        judging=judging,
+        backbones=backbones,
+        rewards=rewards,
+        held_out_rewards=held_out,
+        rewards_evaluation=evaluations[0],
+        held_out_evaluation=evaluations[1],
+        rlhf_base=rlhf_base,
+        rlhf_refiner=rlhf_refiner,
+        compare_base=compared[0],
+        compare_refiner=compared[1],
+        gold_base=_gold_curve(config, world, runner, "base", rlhf_base, suffix),
+        gold_refiner=_gold_curve(config, world, runner, "refiner", rlhf_refiner, suffix),
     )
 
 

@@ -103,6 +103,12 @@ class StageRunner:
             _link(self.links / name, stage.path)
         return stage
 
+    def adopt(self, name: str, path: Path, *, key: str, seconds: float) -> Stage:
+        """Record a stage that this runner did not run: what a person did, under a key of what they said."""
+        stage = Stage(name, key, path, path, seconds, resident_bytes())
+        self.stages[name] = stage
+        return stage
+
     def _attempt(
         self, name: str, key: str, folder: Path, function: Callable[[Path], Path | None]
     ) -> Stage:

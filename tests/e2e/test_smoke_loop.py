@@ -19,7 +19,7 @@ BUDGET_SECONDS = 180
 DIMENSIONS = {"prompt_following", "structural_stability", "motion_quality", "aesthetic_quality"}
 
 
-def run_demo(out: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+def run_demo(out: Path, cache: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "REELHF_CACHE": str(cache),
@@ -36,6 +36,7 @@ def run_demo(out: Path, cache: Path) -> subprocess.CompletedProcess[str]:
             "--no-serve",
             "--out",
             str(out),
+            *words,
         ],
         cwd=out.parent,
         env=environment,
@@ -171,3 +172,21 @@ def test_the_review_page_finds_the_loop(demo):
     escape = client.get(f"/clip/{names[0]}", params={"file": "../../../loop.json.mp4"})
     assert escape.status_code == 404
     assert "Did the base get better?" in client.get(f"/report/{names[0]}").text
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_real_clips_go_round_the_same_loop_and_the_report_says_there_is_no_gold(
+    real_data, tmp_path
+):
+    out = tmp_path / "demo"
+    done = run_demo(out, tmp_path / "cache", "--clips", str(real_data / "clips"))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "they have no gold" in (out / "report.html").read_text()
+    comparison = json.loads((out / "compare_base" / "comparison.json").read_text())
+    assert not comparison["has_gold"]
+    assert not any(name.startswith("gold/") for name in comparison["measures"])
+    gold = [check for check in comparison["checks"] if check["measure"].startswith("gold/")]
+    assert gold
+    assert {check["status"] for check in gold} == {"not_measured"}
+    assert not (out / "gold_base").exists()
