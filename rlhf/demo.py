@@ -5,6 +5,7 @@ Light at import; everything heavy starts after the checks that can fail cheaply 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -133,6 +134,8 @@ def run_demo(options: DemoOptions) -> Path:
     from rlhf.stages import StageFailed
 
     check_first(options)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a log file should show a stage when it begins
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         return _run(options)
     except StageFailed as error:
