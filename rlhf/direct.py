@@ -49,6 +49,7 @@ from reelhf.run import RunFolder
 from reelhf.video import write_video
 from rlhf.examples import (
     ANCHOR_STREAM,
+    ClipNoise,
     Examples,
     draw_seed,
     local_part,
@@ -69,6 +70,7 @@ from rlhf.rollout import (
     GradientMode,
     anchor_sigmas,
     draw_graded_steps,
+    jitter,
     rollout,
     shorter_sampler,
     two_stage_gradient,
@@ -118,6 +120,10 @@ class DirectConfig(Config):
     """Bound of each z-score above zero."""
     max_reward_gradient: float | None = Field(None, gt=0)
     """Largest L2 norm of d total / d pixels of one clip; None is off."""
+    view_noise: NonNegativeFloat = 0.0
+    """Standard deviation of pixel noise added to what the rewards see: a gain that noise undoes is not worth having."""
+    view_shift: NonNegativeInt = 0
+    """Largest shift in pixels, either way and per clip, of what the rewards see; the border is repeated."""
     anchor_weight: NonNegativeFloat = 1.0
     """Weight of the velocity's squared distance to the frozen reference."""
     low_res_weight: NonNegativeFloat = 0.0
@@ -351,7 +357,7 @@ def maximise_reward(
             pixels = two_stage_gradient(
                 backbone.decode,
                 latents,
-                Objective(config, reward, batch, selections, backbone.fps),
+                Objective(config, reward, batch, selections, backbone.fps, noise),
                 chunk_size=config.decode_chunk,
                 truncate_state=config.truncate_state,
             )
@@ -412,10 +418,15 @@ class Objective:
     batch: Examples
     selections: Sequence[Any]
     fps: float
+    noise: ClipNoise
 
     def __call__(self, frames: Tensor) -> tuple[Tensor, CompositeScores]:
+        generators = self.noise.generators("view")
+        viewed = jitter(
+            frames, generators, noise=self.config.view_noise, shift=self.config.view_shift
+        )
         scores = self.reward.score(
-            frames, selections=self.selections, fps=self.fps, prompts=self.batch.reward_prompts
+            viewed, selections=self.selections, fps=self.fps, prompts=self.batch.reward_prompts
         )
         loss = -scores.total
         if self.config.range_weight:

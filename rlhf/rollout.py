@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -245,6 +246,28 @@ def two_stage_gradient(
         latent_gradients.insert(0, torch.zeros_like(chunk) if found[0] is None else found[0])
         state_cotangents = [] if truncate_state else list(found[1:])
     return PixelGradient(leaf.detach(), torch.cat(latent_gradients, dim=2), scores)
+
+
+def jitter(
+    frames: Tensor, generators: Sequence[torch.Generator], *, noise: float, shift: int
+) -> Tensor:
+    """Frames [B, 3, F, H, W] as a shaky, grainy eye sees them, one generator per clip; differentiable.
+
+    Rewards are fooled by patterns that hold for one exact pixel grid. Expecting the reward over small changes that no viewer
+    minds takes their gradient away (randomised smoothing, 1902.02918, and expectation over transformations, 1707.07397).
+    """
+    if shift:
+        padded = F.pad(frames, (shift, shift, shift, shift, 0, 0), mode="replicate")
+        height, width = frames.shape[-2:]
+        views = []
+        for clip, generator in zip(padded, generators, strict=True):
+            top, left = torch.randint(2 * shift + 1, (2,), generator=generator).tolist()
+            views.append(clip[..., top : top + height, left : left + width])
+        frames = torch.stack(views)
+    if noise:
+        grain = [torch.randn(frames.shape[1:], generator=generator) for generator in generators]
+        frames = frames + noise * torch.stack(grain).to(frames)
+    return frames
 
 
 def _is_differentiable(value: object) -> bool:

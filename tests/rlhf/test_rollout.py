@@ -16,6 +16,7 @@ from rlhf.rollout import (
     GradedSteps,
     anchor_sigmas,
     draw_graded_steps,
+    jitter,
     rollout,
     shorter_sampler,
     step_coefficients,
@@ -306,3 +307,33 @@ def test_surrogate_through_the_denoiser_equals_one_graph_from_weights_to_reward(
     for ours, theirs in zip(found, wanted, strict=True):
         if theirs is not None:
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def view_generators() -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+
+
+def test_jitter_off_changes_nothing():
+    frames = torch.rand(2, 3, 4, 8, 8)
+    assert torch.equal(jitter(frames, view_generators(), noise=0.0, shift=0), frames)
+
+
+def test_jitter_shifts_each_clip_as_a_whole_and_repeats_the_border():
+    ramp = torch.arange(8.0).expand(2, 3, 4, 8, 8)
+    seen = jitter(ramp, view_generators(), noise=0.0, shift=2)
+    for clip in seen:
+        row = clip[0, 0, 0]
+        step = int(row[4] - 4)
+        assert -2 <= step <= 2
+        assert torch.equal(clip, (torch.arange(8.0) + step).clamp(0, 7).expand_as(clip))
+
+
+def test_jitter_depends_on_the_clip_alone_and_passes_the_gradient():
+    frames = torch.rand(2, 3, 4, 8, 8, requires_grad=True)
+    together = jitter(frames, view_generators(), noise=0.1, shift=2)
+    alone = jitter(frames[1:], view_generators()[1:], noise=0.1, shift=2)
+    assert torch.equal(together[1:], alone)
+    together.sum().backward()
+    assert (
+        frames.grad.sum() == frames.numel()
+    )  # a shift moves the gradient, the border keeps its share

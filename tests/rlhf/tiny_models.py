@@ -132,6 +132,8 @@ def tiny_config(**changes: Any) -> DirectConfig:
         "checkpoint_every": 1,
         "num_samples": 1,
         "num_low_res_clips": 6,
+        "view_noise": 0.02,
+        "view_shift": 1,
         "optimizer": {"lr": 1e-3},
     }
     return DirectConfig.model_validate(settings | changes)
