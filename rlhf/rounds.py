@@ -6,12 +6,14 @@ a hash of everything it came from (`rlhf.stages`), so that a second run skips it
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
 
 from annotation.records import read_preferences
 from distill.consistency import ConsistencyConfig, distill_refiner
@@ -382,8 +384,16 @@ def reward_ceiling(
 ) -> dict[str, float]:
     """Dimension -> how often gold itself agrees with the annotators on the same-stage pairs that are no ties."""
     data = read_preferences(preferences)
+    measured: dict[tuple[str, bytes], Mapping[str, float]] = {}
+
+    def once(frames: Tensor, prompt: str, fps: float) -> Mapping[str, float]:
+        key = prompt, hashlib.sha256(frames.numpy().tobytes()).digest()
+        if key not in measured:
+            measured[key] = gold(frames, prompt, fps)
+        return measured[key]
+
     parts = [
-        annotator_ceiling(data, gold, annotators=annotators, prompt_ids=prompt_ids, kind=kind)
+        annotator_ceiling(data, once, annotators=annotators, prompt_ids=prompt_ids, kind=kind)
         for kind in ("explicit", "implied")
     ]
     ceiling = {}
