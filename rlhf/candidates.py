@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from reelhf.config import Config
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from generator.base import VideoBackbone
+    from generator.base import SamplerSpec, VideoBackbone
 
 BASE, REFINER = "base", "refiner"
 
@@ -33,6 +36,11 @@ class CandidatesConfig(Config):
     """Tasks whose K clips all come from the base."""
     refiner_fraction: float = Field(0.4, ge=0, le=1)
     """Tasks whose K clips all come from the accelerated refiner; what remains is half and half."""
+    step_fractions: tuple[PositiveFloat, ...] = (0.25, 0.5, 1.0)
+    """The base's sampling steps over those of its checkpoint, drawn per clip. A small generator's clips of one prompt and one
+    setting are near copies, and nobody learns from a choice between copies."""
+    guidance_scales: tuple[PositiveFloat, ...] = (1.0, 2.0, 4.0)
+    """The base's guidance, drawn per clip; a refined clip starts from such a base clip."""
     model: str = "toy"
     """Name of the generator in the records."""
     seed: int = 1
@@ -92,22 +100,28 @@ def make_candidates(
         for slot, stage in enumerate(clip_stages)
     ]
     out.mkdir(parents=True, exist_ok=True)
+    settings = draw_samplers(config, base.sampler, len(rows))
     checkpoints = {
         stage: sha256_file(stages[stage] / "denoiser.safetensors")[:12] for stage in stages
     }
     written = []
     for stage in (BASE, REFINER):
-        own = [row for row in rows if row["stage"] == stage]
         model, low_res = (base, None) if stage == BASE else (refiner, base)
-        batches = sample_clips(
-            model,
-            [row["prompt"] for row in own],
-            [row["seed"] for row in own],
-            low_res=low_res,
-            batch_size=config.batch_size,
+        own = [(row, s) for row, s in zip(rows, settings, strict=True) if row["stage"] == stage]
+        own.sort(key=lambda pair: settings.index(pair[1]))  # one sampler after the other
+        frames_of = (
+            frames
+            for sampler, group in groupby(own, key=itemgetter(1))
+            for batch in sample_clips(
+                model,
+                *zip(*((row["prompt"], row["seed"]) for row, _ in group), strict=True),
+                low_res=low_res,
+                base_sampler=sampler,
+                batch_size=config.batch_size,
+            )
+            for frames in batch
         )
-        frames_of = (frames for batch in batches for frames in batch)
-        for row, frames in track(
+        for (row, sampler), frames in track(
             zip(own, frames_of, strict=True), label=f"{stage} clips", total=len(own)
         ):
             path = out / f"{row['task']:04d}_{row['seed'] % 100}_{stage}.mp4"
@@ -119,12 +133,27 @@ def make_candidates(
                     "model": config.model,
                     "checkpoint": checkpoints[stage],
                     "fps": model.fps,
+                    "base_steps": sampler.num_steps,
+                    "base_guidance": sampler.guidance_scale,
                 }
             )
     written.sort(key=lambda row: (row["task"], row["seed"]))
     manifest = out / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written))
     return out
+
+
+def draw_samplers(config: CandidatesConfig, own: SamplerSpec, count: int) -> list[SamplerSpec]:
+    """How the base samples each clip: steps and guidance drawn by the config's seed."""
+    from rlhf.rollout import shorter_sampler
+
+    rng = random.Random(f"samplers:{config.seed}")
+    drawn = []
+    for _ in range(count):
+        steps = max(1, round(own.num_steps * rng.choice(config.step_fractions)))
+        spec = shorter_sampler(own, min(steps, own.num_steps))
+        drawn.append(replace(spec, guidance_scale=rng.choice(config.guidance_scales)))
+    return drawn
 
 
 def read_manifest(folder: Path) -> list[dict]:
@@ -139,12 +168,13 @@ def sample_clips(
     seeds: Sequence[int],
     *,
     low_res: VideoBackbone | None = None,
+    base_sampler: SamplerSpec | None = None,
     batch_size: int = 32,
 ) -> Iterator[Tensor]:
     """Clips of `model` as it would be deployed, batch by batch: float [B, 3, F, H, W] in [0, 1].
 
     The same prompt and seed give the same noise whatever the batch. A refiner gets the clip that `low_res` makes of the
-    same prompt and seed.
+    same prompt and seed. `base_sampler` replaces the base's own, whether the base is `model` or `low_res`.
     """
     from generator.sampling import sample_frames
 
@@ -155,9 +185,14 @@ def sample_clips(
         )
         task = None
         if low_res is not None:
-            small = sample_frames(low_res, batch, own_seeds, batch_size=batch_size)
+            small = sample_frames(
+                low_res, batch, own_seeds, sampler=base_sampler, batch_size=batch_size
+            )
             task = model.low_res_task(small, *model.frame_shape[1:])
-        yield sample_frames(model, batch, own_seeds, task=task, batch_size=batch_size)
+        own_sampler = base_sampler if low_res is None else None
+        yield sample_frames(
+            model, batch, own_seeds, task=task, sampler=own_sampler, batch_size=batch_size
+        )
 
 
 # --- real clips: windows, and copies of them spoiled in a known way --------------------------------------------------

@@ -10,9 +10,10 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, PositiveInt
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 PROJECT, PREFERENCES, SUMMARY = "project", "preferences", "judging.json"
 HUMAN = "you"
 _POLL_SECONDS = 1.0
+_SPREAD_CLIPS = 160  # clips measured for the annotators' unit of noise, about
+MIN_SPREAD = 1e-3
+"""Of gold between the clips of a task: below this nobody sees a difference."""
 
 
 class JudgingConfig(Config):
@@ -108,13 +112,14 @@ def judge_simulated(
 
     shutil.rmtree(out, ignore_errors=True)  # an interrupted attempt is done again: it takes seconds
     store, groups = open_project(out / PROJECT, candidates)
+    spread = shown_spread(candidates, gold)
     with store:
         panels = simulated_panels(config)
         parts = groups[: len(prompts[0])], groups[len(prompts[0]) :]
         pseudonyms, counts = [], []
         for part, panel in zip(parts, panels, strict=True):
             store.create_tasks(part, need=min(config.judgments_per_task, len(panel)), label="tasks")
-            names, done = run_panel(store, panel, gold, seed=config.panel_seed)
+            names, done = run_panel(store, panel, gold, seed=config.panel_seed, spread=spread)
             pseudonyms.append(names)
             counts.append(done)
         groups_of = {
@@ -123,7 +128,28 @@ def judge_simulated(
             "feedback_prompt_ids": [prompt_id(p) for p in dict.fromkeys(prompts[0])],
             "held_out_prompt_ids": [prompt_id(p) for p in dict.fromkeys(prompts[1])],
         }
-        return export_project(store, out, groups_of, {"panels": counts})
+        return export_project(store, out, groups_of, {"panels": counts, "spread": spread})
+
+
+def shown_spread(candidates: Path, gold: Gold) -> dict[str, float]:
+    """Dimension -> standard deviation of gold between the clips of one task, averaged over tasks.
+
+    The unit of the simulated annotators' noise: a person tells apart what is shown side by side, on whatever scale it differs.
+    """
+    from reelhf.progress import track
+    from reelhf.video import read_video
+
+    rows = read_manifest(candidates)
+    tasks = sorted({row["task"] for row in rows})[:: max(1, len(rows) // _SPREAD_CLIPS)]
+    measured: dict[int, list[Mapping[str, float]]] = {}
+    for row in track([r for r in rows if r["task"] in tasks], label="spread of the clips shown"):
+        frames, fps = read_video(row["path"])
+        measured.setdefault(row["task"], []).append(gold(frames.float() / 255, row["prompt"], fps))
+    groups = [group for group in measured.values() if len(group) > 1]
+    return {
+        name: max(MIN_SPREAD, fmean(stdev(clip[name] for clip in group) for group in groups))
+        for name in (groups[0][0] if groups else ())
+    }
 
 
 def simulated_panels(config: JudgingConfig) -> tuple[list[Any], list[Any]]:
@@ -135,11 +161,16 @@ def simulated_panels(config: JudgingConfig) -> tuple[list[Any], list[Any]]:
 
 
 def run_panel(
-    store: Store, panel: Sequence[Any], gold: Gold, *, seed: int
+    store: Store,
+    panel: Sequence[Any],
+    gold: Gold,
+    *,
+    seed: int,
+    spread: Mapping[str, float] | None = None,
 ) -> tuple[list[str], Any]:
     """Every annotator of a panel judges what is open to them; returns their pseudonyms and counts."""
     from annotation.api import running_server
-    from rlhf.simulated import run_annotators
+    from rlhf.simulated import TYPICAL_SPREAD, run_annotators
 
     credentials, pseudonyms = {}, []
     for profile in panel:
@@ -148,7 +179,9 @@ def run_panel(
         credentials[profile.name] = (f"simulated {profile.name}", password)
         pseudonyms.append(account.pseudonym)
     with running_server(store, page=False) as url:
-        counts = run_annotators(url, credentials, panel, gold=gold, seed=seed)
+        counts = run_annotators(
+            url, credentials, panel, gold=gold, seed=seed, spread=TYPICAL_SPREAD | (spread or {})
+        )
     return pseudonyms, counts
 
 
