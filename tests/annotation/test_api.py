@@ -25,7 +25,7 @@ def served(new_project) -> Iterator[tuple[Store, str]]:
 @contextmanager
 def signed_in(url: str, name: str = "ann0") -> Iterator[httpx.Client]:
     """A bare HTTP client with session cookie and CSRF header, for requests AnnotationClient would not make."""
-    with httpx.Client(base_url=url, trust_env=False) as http:
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         answer = http.post("/api/login", json={"name": name, "password": PASSWORD})
         http.headers["X-CSRF-Token"] = answer.headers["X-CSRF-Token"]
         yield http
@@ -120,18 +120,18 @@ def test_nothing_but_the_sign_in_page_answers_without_a_session(served):
         "/annotate/annotate.js",
         "/info",
     ):
-        assert httpx.get(url + path, trust_env=False).status_code == 401, path
-    assert httpx.post(url + "/api/claim", json={}, trust_env=False).status_code == 401
-    page = httpx.get(url + "/", headers={"Accept": "text/html"}, trust_env=False)
+        assert httpx.get(url + path, trust_env=False, timeout=60).status_code == 401, path
+    assert httpx.post(url + "/api/claim", json={}, trust_env=False, timeout=60).status_code == 401
+    page = httpx.get(url + "/", headers={"Accept": "text/html"}, trust_env=False, timeout=60)
     assert (page.status_code, page.headers["location"]) == (303, "/login")
     for path in ("/login", "/healthz", "/annotate/login.css"):
-        assert httpx.get(url + path, trust_env=False).status_code == 200
+        assert httpx.get(url + path, trust_env=False, timeout=60).status_code == 200
 
 
 def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(served):
     _, url = served
     answer = httpx.post(
-        url + "/api/login", json={"name": "ann0", "password": PASSWORD}, trust_env=False
+        url + "/api/login", json={"name": "ann0", "password": PASSWORD}, trust_env=False, timeout=60
     )
     cookie = answer.headers["set-cookie"].lower()
     assert "httponly" in cookie
@@ -154,7 +154,7 @@ def test_another_site_cannot_sign_a_browser_in(served):
     body = {"name": "ann0", "password": PASSWORD}
     for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
         for path in ("/api/login", "/login"):
-            answer = httpx.post(url + path, json=body, headers=headers, trust_env=False)
+            answer = httpx.post(url + path, json=body, headers=headers, trust_env=False, timeout=60)
             assert answer.status_code == 403
 
 
@@ -164,7 +164,10 @@ def test_wrong_passwords_are_throttled_also_for_the_right_one_after_them(new_pro
 
         def sign_in(password: str, name: str = "ann0") -> httpx.Response:
             return httpx.post(
-                url + "/api/login", json={"name": name, "password": password}, trust_env=False
+                url + "/api/login",
+                json={"name": name, "password": password},
+                trust_env=False,
+                timeout=60,
             )
 
         assert [sign_in("wrong").status_code for _ in range(3)] == [401] * 3
@@ -194,7 +197,9 @@ def test_a_session_ends_by_signing_out_and_by_time(new_project, clock):
             assert http.get("/api/me").json()["name"] == "ann0"
             clock.seconds += 3601
             assert (
-                httpx.get(url + "/api/me", cookies={COOKIE: cookie}, trust_env=False).status_code
+                httpx.get(
+                    url + "/api/me", cookies={COOKIE: cookie}, trust_env=False, timeout=60
+                ).status_code
                 == 401
             )
 
@@ -203,10 +208,13 @@ def test_a_sign_in_link_works_once(new_project):
     store = new_project(tasks=1)
     app = create_app(store, page=False)
     link = app.state.sign_in_link(store.find_user("ann0"))
-    with running_server(store, app=app) as url, httpx.Client(base_url=url, trust_env=False) as http:
+    with (
+        running_server(store, app=app) as url,
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
         assert http.get(link).headers["location"] == "/"
         assert http.get("/api/me").json()["name"] == "ann0"
-        again = httpx.get(url + link, trust_env=False)
+        again = httpx.get(url + link, trust_env=False, timeout=60)
         assert again.headers["location"] == "/login"
         assert "set-cookie" not in again.headers
 
@@ -295,7 +303,9 @@ def test_malformed_submissions_are_refused_not_crashed_on(served):
 def test_what_a_person_types_is_escaped_on_the_sign_in_page(served):
     _, url = served
     evil = '"><script>alert(1)</script>'
-    page = httpx.post(url + "/login", data={"name": evil, "password": "x"}, trust_env=False)
+    page = httpx.post(
+        url + "/login", data={"name": evil, "password": "x"}, trust_env=False, timeout=60
+    )
     assert page.status_code == 401
     assert "<script>" not in page.text
     assert "wrong name or password" in page.text
@@ -304,7 +314,7 @@ def test_what_a_person_types_is_escaped_on_the_sign_in_page(served):
 def test_every_answer_carries_the_security_headers(served):
     _, url = served
     for path in ("/login", "/api/me"):
-        headers = httpx.get(url + path, trust_env=False).headers
+        headers = httpx.get(url + path, trust_env=False, timeout=60).headers
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert "default-src 'self'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"

@@ -34,7 +34,10 @@ def page(
         )
         store.create_tasks([ids], presentation=SMALL)
         store.add_user("ann0", PASSWORD)
-        with running_server(store) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        with (
+            running_server(store) as url,
+            httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+        ):
             http.post("/api/login", json={"name": "ann0", "password": PASSWORD})
             yield http
 
