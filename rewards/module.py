@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 REWARD_SCHEMA_VERSION = 1
 
 
-class RewardModule(nn.Module):
+class RewardModule(nn.Module, ABC):
     """Base of the reward models: subclasses implement `values` on clean, selected, clamped frames.
 
     `mean` and `std` [D] are the validation statistics that z-scores use, `low` and `high` [D] the validated range
@@ -55,11 +56,11 @@ class RewardModule(nn.Module):
         ):
             self.register_buffer(name, torch.full((len(self.dimensions),), value))
 
+    @abstractmethod
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Raw logits [B, D] and detached parts of finite frames [B, 3, F', H, W] in [0, 1]; prompts as token ids."""
-        raise NotImplementedError
 
     def select(
         self, num_frames: int, fps: float, generator: torch.Generator | None = None
