@@ -1,8 +1,4 @@
-"""Runs tiny RLHF runs outside the test process: `run_worker.py SCENARIOS.json`, alone or under torchrun.
-
-Alone, each scenario runs in a fork of this process, which is how one that kills itself leaves the others alive. Under torchrun
-there is one scenario and all processes run it together.
-"""
+"""Runs one tiny RLHF run outside the test process: `run_worker.py SCENARIO.json`, alone or under torchrun."""
 
 from __future__ import annotations
 
@@ -51,34 +47,14 @@ def record_gradients(path: Path) -> None:
     Engine.step = recording  # type: ignore[method-assign]
 
 
-def run(scenario: dict[str, Any]) -> None:
+def main() -> None:
+    scenario = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
     if "kill" in scenario:
         kill_at(*scenario["kill"])
     if "gradients" in scenario:
         record_gradients(Path(scenario["gradients"]))
     run_tiny(Path(scenario["out"]), scenario["role"], **scenario["config"])
-
-
-def main() -> None:
-    scenarios = json.loads(Path(sys.argv[1]).read_text())
-    if "RANK" in os.environ:
-        run(scenarios[0])
-        return
-    for scenario in scenarios:
-        child = os.fork()
-        if child == 0:
-            try:
-                run(scenario)
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        print("killed" if killed else f"exit {os.waitstatus_to_exitcode(status)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def one_and_two(request, tmp_path_factory) -> tuple[Path, Path]:
             "config": CONFIG,
             "gradients": f"{out}.gradients.pt",
         }
-        (folder / f"{processes}.json").write_text(json.dumps([scenario]))
+        (folder / f"{processes}.json").write_text(json.dumps(scenario))
         launch = [sys.executable]
         if processes == 2:
             launch += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
