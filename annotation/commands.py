@@ -100,7 +100,8 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve the annotation page."""
-    from annotation.api import bind, create_app, running_server
+    from annotation.api.app import create_app
+    from annotation.api.server import bind, running_server
     from annotation.config import AnnotationConfig
     from annotation.store import Store
     from reelhf.config import load_config
@@ -113,7 +114,7 @@ def serve(
     with Store.open(project, create=False) as store:
         counts = store.counts()
         site = create_app(store, settings.serve)
-        with running_server(store, host=host, port=port, app=site) as url:
+        with running_server(site, host=host, port=port) as url:
             typer.echo(
                 f"{counts['open_tasks']} of {counts['tasks']} tasks are open, {counts['judgments']} judgments so far"
             )

@@ -169,7 +169,8 @@ def run_panel(
     spread: Mapping[str, float] | None = None,
 ) -> tuple[list[str], Any]:
     """Every annotator of a panel judges what is open to them; returns their pseudonyms and counts."""
-    from annotation.api import running_server
+    from annotation.api.app import create_app
+    from annotation.api.server import running_server
     from rlhf.simulated import TYPICAL_SPREAD, run_annotators
 
     credentials, pseudonyms = {}, []
@@ -178,7 +179,7 @@ def run_panel(
         account = store.add_user(f"simulated {profile.name}", password, simulated=True)
         credentials[profile.name] = (f"simulated {profile.name}", password)
         pseudonyms.append(account.pseudonym)
-    with running_server(store, page=False) as url:
+    with running_server(create_app(store, page=False)) as url:
         counts = run_annotators(
             url, credentials, panel, gold=gold, seed=seed, spread=TYPICAL_SPREAD | (spread or {})
         )
@@ -211,7 +212,8 @@ class HumanSession:
 
 def human_app(store: Store, *, wanted: int | None) -> tuple[Any, Account]:
     """The annotation site of a project and the account of the person in front of it."""
-    from annotation.api import AnnotateConfig, create_app
+    from annotation.api.app import create_app
+    from annotation.config import AnnotateConfig
 
     account = store.find_user(HUMAN) or store.add_user(HUMAN, secrets.token_urlsafe(12))
     config = AnnotateConfig(wanted_tasks=wanted, title="ReelHF: judge")

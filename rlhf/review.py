@@ -43,10 +43,10 @@ def serve(
     """Serve the review page."""
     import time
 
-    from annotation.api import running_server
+    from annotation.api.server import running_server
 
     check_runs(runs)
-    with running_server(None, host=host, port=port, app=create_review_app(runs)) as url:  # type: ignore[arg-type]
+    with running_server(create_review_app(runs), host=host, port=port) as url:
         print(f"review: {url}\nCtrl-C ends it.")
         try:
             while True:

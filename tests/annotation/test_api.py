@@ -7,8 +7,12 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from annotation.api import COOKIE, AnnotateConfig, LoginThrottle, bind, create_app, running_server
+from annotation.api.app import create_app
+from annotation.api.server import bind, running_server
+from annotation.api.sessions import COOKIE
+from annotation.api.throttle import LoginThrottle
 from annotation.client import AnnotationClient, SubmissionRefused
+from annotation.config import AnnotateConfig
 from annotation.store import Store
 from reelhf.errors import UserError
 from tests.annotation.annotation_cases import PASSWORD, Clock, plain_verdict
@@ -18,7 +22,7 @@ from tests.annotation.annotation_cases import PASSWORD, Clock, plain_verdict
 def served(new_project) -> Iterator[tuple[Store, str]]:
     """A project with its HTTP API (no page) on a free port."""
     store = new_project(tasks=6, need=1, annotators=2)
-    with running_server(store, page=False, config=AnnotateConfig(wanted_tasks=4)) as url:
+    with running_server(create_app(store, AnnotateConfig(wanted_tasks=4), page=False)) as url:
         yield store, url
 
 
@@ -91,7 +95,7 @@ def test_a_client_can_skip(served):
 
 def test_four_clients_in_threads_judge_every_task_once(new_project):
     store = new_project(tasks=40, annotators=4)
-    with running_server(store, page=False) as url:
+    with running_server(create_app(store, page=False)) as url:
 
         def work(name: str) -> None:
             with AnnotationClient(url, name, PASSWORD) as client:
@@ -160,7 +164,7 @@ def test_another_site_cannot_sign_a_browser_in(served):
 
 def test_wrong_passwords_are_throttled_also_for_the_right_one_after_them(new_project):
     store = new_project(tasks=1)
-    with running_server(store, page=False, config=AnnotateConfig(login_failures=3)) as url:
+    with running_server(create_app(store, AnnotateConfig(login_failures=3), page=False)) as url:
 
         def sign_in(password: str, name: str = "ann0") -> httpx.Response:
             return httpx.post(
@@ -189,7 +193,7 @@ def test_the_throttle_forgets_after_its_pause():
 
 def test_a_session_ends_by_signing_out_and_by_time(new_project, clock):
     store = new_project(tasks=1)
-    with running_server(store, page=False, config=AnnotateConfig(session_hours=1)) as url:
+    with running_server(create_app(store, AnnotateConfig(session_hours=1), page=False)) as url:
         with signed_in(url) as http:
             assert http.post("/api/logout", json={}).status_code == 200
         with signed_in(url) as http:
@@ -209,7 +213,7 @@ def test_a_sign_in_link_works_once(new_project):
     app = create_app(store, page=False)
     link = app.state.sign_in_link(store.find_user("ann0"))
     with (
-        running_server(store, app=app) as url,
+        running_server(app) as url,
         httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
     ):
         assert http.get(link).headers["location"] == "/"
@@ -263,9 +267,9 @@ def test_paths_lead_nowhere(served):
         "/media/..%2f..%2fannotation.db",
         "/media/%2e%2e/annotation.db",
         "/media/clips",
-        "/annotate/..%2fapi.py",
-        "/annotate/%2e%2e%2fapi.py",
-        "/annotate/annotate.py",
+        "/annotate/..%2fstore.py",
+        "/annotate/%2e%2e%2fstore.py",
+        "/annotate/store.py",
         "/media/%00",
     )
     with signed_in(url) as http:

@@ -11,7 +11,10 @@ import gradio as gr
 import httpx
 import pytest
 
-from annotation.api import COOKIE, STATIC, running_server
+from annotation.api.app import create_app
+from annotation.api.media import STATIC
+from annotation.api.server import running_server
+from annotation.api.sessions import COOKIE
 from annotation.app import build
 from annotation.records import DIMENSIONS, ClipRecord
 from annotation.store import Store
@@ -35,7 +38,7 @@ def page(
         store.create_tasks([ids], presentation=SMALL)
         store.add_user("ann0", PASSWORD)
         with (
-            running_server(store) as url,
+            running_server(create_app(store)) as url,
             httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
         ):
             http.post("/api/login", json={"name": "ann0", "password": PASSWORD})

@@ -12,7 +12,10 @@ import sqlalchemy as sa
 import torch
 
 from annotation import schema
-from annotation.api import COOKIE, AnnotateConfig, create_app, running_server
+from annotation.api.app import create_app
+from annotation.api.server import running_server
+from annotation.api.sessions import COOKIE
+from annotation.config import AnnotateConfig
 from annotation.records import ClipRecord
 from annotation.store import Store
 from reelhf.video import write_video
@@ -98,7 +101,7 @@ def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after
 ):
     with (
         Store.open(project) as store,
-        running_server(store, config=AnnotateConfig(wanted_tasks=12)) as url,
+        running_server(create_app(store, AnnotateConfig(wanted_tasks=12))) as url,
     ):
         page, errors, asked = sign_in(browser, url)
 
@@ -196,7 +199,7 @@ def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after
 def test_the_native_controls_do_the_same_with_a_mouse_and_a_draft_survives_a_reload(
     browser, project
 ):
-    with Store.open(project) as store, running_server(store) as url:
+    with Store.open(project) as store, running_server(create_app(store)) as url:
         page, errors, _ = sign_in(browser, url)
         page.click("#row-0 .best label:nth-of-type(2)")
         page.click("#row-0 .worst label:nth-of-type(3)")
@@ -228,7 +231,7 @@ def test_the_native_controls_do_the_same_with_a_mouse_and_a_draft_survives_a_rel
 def test_answers_are_kept_when_the_server_is_away_and_saved_once_it_is_back(browser, project):
     with Store.open(project) as store:
         app = create_app(store)
-        with running_server(store, app=app) as url:
+        with running_server(app) as url:
             page, _, _ = sign_in(browser, url)
             press(page, "t", "t", "t", "t")
             page.wait_for_selector("#submit[data-ready='1']")
@@ -245,7 +248,7 @@ def test_answers_are_kept_when_the_server_is_away_and_saved_once_it_is_back(brow
 
 
 def test_a_script_in_the_page_cannot_read_the_session_cookie(browser, project):
-    with Store.open(project) as store, running_server(store) as url:
+    with Store.open(project) as store, running_server(create_app(store)) as url:
         page, _, _ = sign_in(browser, url)
         assert COOKIE not in page.evaluate("document.cookie")
         echoed = page.evaluate(

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from annotation.api import bind
+from annotation.api.server import bind
 from annotation.commands import tunnel_line
 from annotation.records import read_preferences
 from reelhf.cli import main

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from annotation.api import running_server
+from annotation.api.server import running_server
 from annotation.client import AnnotationClient
 from annotation.records import Choice, Verdict, read_preferences
 from generator.toyworld import render, scene_from_caption
@@ -113,7 +113,7 @@ def test_a_person_judges_and_the_loop_goes_on_with_those_votes_alone(candidates,
     store, groups, share, site, account = _session(candidates, tmp_path)
     store.set_password(HUMAN, "a long password")
     said: list[str] = []
-    with store, running_server(store, app=site) as url:
+    with store, running_server(site) as url:
         person = threading.Thread(target=_judge, args=(url, "a long password", 3))
         person.start()
         wait_for_human(store, 3, said.append)
@@ -136,7 +136,7 @@ def test_a_top_up_is_marked_and_leaves_the_held_out_panel_apart(candidates, tmp_
     create_human_tasks(store, groups, share, 3)
     site, account = human_app(store, wanted=2)
     store.set_password(HUMAN, "a long password")
-    with store, running_server(store, app=site) as url:
+    with store, running_server(site) as url:
         _judge(url, "a long password", 2)
         session = HumanSession(store, account, groups, url, url)
         out = finish_human(
@@ -158,7 +158,7 @@ def test_a_top_up_is_marked_and_leaves_the_held_out_panel_apart(candidates, tmp_
 def test_opening_the_project_again_keeps_clips_tasks_and_judgments(candidates, tmp_path):
     store, _, _, site, _ = _session(candidates, tmp_path)
     store.set_password(HUMAN, "a long password")
-    with store, running_server(store, app=site) as url:
+    with store, running_server(site) as url:
         _judge(url, "a long password", 1)
         before, digest = store.counts(), judgments_digest(store)
     again, groups, *_ = _session(candidates, tmp_path)

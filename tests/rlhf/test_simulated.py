@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 import torch
 
-from annotation.api import running_server
+from annotation.api.app import create_app
+from annotation.api.server import running_server
 from annotation.export import export_preferences
 from annotation.records import ClipRecord, ClipView, TaskView, read_preferences
 from annotation.rules import check_choices, clashes
@@ -216,7 +217,7 @@ def judged(tmp_path_factory):
             password = f"long password of {profile.name}"
             store.add_user(f"sim {profile.name}", password, simulated=True)
             logins[profile.name] = (f"sim {profile.name}", password)
-        with running_server(store, page=False) as url:
+        with running_server(create_app(store, page=False)) as url:
             counts = run_annotators(url, logins, panel, gold=measure)
             again = run_annotators(url, logins, panel, gold=measure)
         export_preferences(store, folder / "preferences")

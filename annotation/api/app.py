@@ -1,0 +1,51 @@
+"""The whole site of one project, put together."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from annotation.api import media, sign_in, work
+from annotation.api.errors import ERROR_ANSWERS
+from annotation.api.gate import Gate
+from annotation.api.site import Site
+from annotation.config import AnnotateConfig
+from annotation.store import Store
+
+ROUTERS = (sign_in.router, work.router, media.router)
+OWN_PATHS = frozenset(
+    route.path for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)
+)
+
+
+def create_app(store: Store, config: AnnotateConfig | None = None, *, page: bool = True) -> FastAPI:
+    """The whole site of one project.
+
+    Args:
+        page: mount the Gradio page at `/`; False serves the HTTP API alone (it starts faster).
+    Returns: an app whose `state.sign_in_link(account)` makes a one-time path that signs in.
+    """
+    site = Site.of(store, config or AnnotateConfig())
+    app = FastAPI(
+        title=site.config.title,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        exception_handlers=ERROR_ANSWERS,
+    )
+    app.state.site = site
+    app.state.sign_in_link = site.sign_in_link
+    for router in ROUTERS:
+        app.include_router(router)
+    if page:
+        from annotation.app import mount
+
+        mount(app, store, site.config)
+    else:
+        app.add_api_route("/", no_page)
+    app.add_middleware(Gate, sessions=site.sessions, own_paths=OWN_PATHS)
+    return app
+
+
+def no_page() -> dict[str, str]:
+    return {"detail": "this server has no page, only the HTTP API"}

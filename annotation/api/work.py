@@ -1,0 +1,59 @@
+"""The work itself: claim a task, keep it alive, submit or skip it, see how far one is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from annotation import claims
+from annotation.api.site import JsonBody, SignedIn, TheSite
+
+router = APIRouter()
+
+
+@router.get("/api/me")
+def me(request: Request, account: SignedIn) -> dict[str, Any]:
+    return {
+        "name": account.name,
+        "role": account.role,
+        "csrf": request.state.session[1],
+        "skip_reasons": claims.SKIP_REASONS,
+    }
+
+
+@router.get("/api/progress")
+def progress(site: TheSite, account: SignedIn) -> dict[str, Any]:
+    return asdict(claims.progress(site.store, account, wanted=site.config.wanted_tasks))
+
+
+@router.post("/api/claim")
+def claim(site: TheSite, account: SignedIn) -> dict[str, Any]:
+    view = claims.claim(site.store, account, lease_seconds=site.config.lease_seconds)
+    return {"task": None if view is None else view.to_json()}
+
+
+@router.post("/api/submit")
+def submit(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+    verdict = claims.parse_verdict(raw.get("verdict") or {})
+    presentation, key = str(raw.get("presentation", "")), str(raw.get("idempotency_key", ""))
+    return asdict(claims.submit(site.store, account, presentation, key, verdict))
+
+
+@router.post("/api/skip")
+def skip(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+    presentation, reason = str(raw.get("presentation", "")), str(raw.get("reason", ""))
+    claims.skip(site.store, account, presentation, reason, str(raw.get("note") or ""))
+    return {"skipped": True}
+
+
+@router.post("/api/heartbeat")
+def heartbeat(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+    alive = claims.heartbeat(
+        site.store,
+        account,
+        str(raw.get("presentation", "")),
+        lease_seconds=site.config.lease_seconds,
+    )
+    return {"leased": alive}
