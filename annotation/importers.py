@@ -36,8 +36,6 @@ class Imported:
     num_tasks: int
     num_clips: int
     num_judgments: int
-    num_answers: int
-    """Judgment x dimension."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +86,9 @@ def fetv(
         add_plan(store, plan, need=need, project="fetv", presentation=presentation) if new else []
     )
     account = _import_account(store)
-    answers = 0
     for task_id, index in zip(tasks, new, strict=True):
-        answers += _store_ratings(store, account, task_id, keys[index], rows[index][1])
-    return Imported(len(tasks), plan.num_clips, len(tasks), answers)
+        _store_ratings(store, account, task_id, keys[index], rows[index][1])
+    return Imported(len(tasks), plan.num_clips, len(tasks))
 
 
 def _clips(path: Path, number: int, row: Mapping[str, Any]) -> list[ClipRecord]:
@@ -121,8 +118,8 @@ def _import_account(store: Store) -> Account:
 
 def _store_ratings(
     store: Store, account: Account, task_id: int, key: str, row: Mapping[str, Any]
-) -> int:
-    """One judgment of kind `score`, with the best and worst that the ratings imply. Returns the number of dimensions."""
+) -> None:
+    """One judgment of kind `score`, with the best and worst that the ratings imply."""
     rated = {
         dimension: [float(clip[name]) for clip in row["clips"]]
         for name, dimension in FETV_DIMENSIONS.items()
@@ -186,4 +183,3 @@ def _store_ratings(
                 for position, (dimension, scores) in enumerate(rated.items())
             ],
         )
-    return len(rated)

@@ -7,6 +7,7 @@ only code that touches those files.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -366,26 +367,15 @@ class PreferenceData:
 
     def clip_path(self, sha256: str) -> Path:
         """Where the clip's file lies. Raises UserError if the table does not name it."""
-        return self._resolve(self._clip(sha256)["uri"])
-
-    def first_frame_path(self, sha256: str) -> Path | None:
-        """The picture an image-to-video clip started from, or None."""
-        uri = self._clip(sha256)["first_frame_uri"]
-        return self._resolve(uri) if uri else None
-
-    def _clip(self, sha256: str) -> dict[str, Any]:
-        if "_by_sha" not in self.__dict__:
-            object.__setattr__(self, "_by_sha", {clip["sha256"]: clip for clip in self.clips})
-        try:
-            return self.__dict__["_by_sha"][sha256]
-        except KeyError:
+        if sha256 not in self._uris:
             raise UserError(
                 f"{self.folder}: no clip {sha256} in the clips table ({len(self.clips)} clips)"
-            ) from None
+            )
+        return Path(os.path.abspath(self.folder / self._uris[sha256]))  # an absolute one stays
 
-    def _resolve(self, uri: str) -> Path:
-        path = Path(uri)
-        return path if path.is_absolute() else Path(os.path.abspath(self.folder / path))
+    @functools.cached_property
+    def _uris(self) -> dict[str, str]:
+        return {clip["sha256"]: clip["uri"] for clip in self.clips}
 
 
 def write_preferences(

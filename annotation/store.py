@@ -200,13 +200,8 @@ class Store:
 
     # --- prompts, clips, tasks ---
 
-    def add_prompts(self, prompts: Iterable[PromptRecord | str]) -> list[str]:
-        """Adds prompts that are not there yet and returns the prompt id of each. Near-duplicates share a cluster."""
-        records = [PromptRecord(p) if isinstance(p, str) else p for p in prompts]
-        with self.write() as connection:
-            return self._add_prompts(connection, records)
-
     def _add_prompts(self, connection: Connection, records: Sequence[PromptRecord]) -> list[str]:
+        """Adds prompts that are not there yet and returns the prompt id of each. Near-duplicates share a cluster."""
         rows = connection.execute(select(t.prompt.c.prompt_id, t.prompt.c.text, t.prompt.c.cluster))
         leaders: dict[str, frozenset[str]] = {}
         known = set()

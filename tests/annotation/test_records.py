@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from annotation.example import write_example_preferences
 from annotation.records import (
     DIMENSIONS,
     SPLIT_FRACTIONS,
@@ -19,6 +18,7 @@ from annotation.records import (
     split_of,
 )
 from reelhf.errors import UserError
+from tests.annotation.example_preferences import write_example_preferences
 
 
 @pytest.fixture(scope="module")

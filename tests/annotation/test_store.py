@@ -16,7 +16,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from annotation import claims, schema
-from annotation.records import Choice, ClipRecord, PromptRecord, Verdict
+from annotation.records import Choice, ClipRecord, Verdict
 from annotation.store import Store
 from reelhf.errors import UserError
 from tests.annotation.annotation_cases import PASSWORD, SMALL, plain_verdict, records
@@ -334,16 +334,18 @@ def test_accounts_are_checked(new_project):
     assert all(value.startswith("$argon2id$") for value in stored)
 
 
-def test_near_duplicate_prompts_share_a_cluster_and_different_ones_do_not(tmp_path):
+def test_near_duplicate_prompts_share_a_cluster_and_different_ones_do_not(tmp_path, clip_files):
     long = "A small red ball with a matte surface rolls slowly from left to right over a pale blue floor"
     with Store.open(tmp_path / "p") as store:
-        store.add_prompts(
-            [
-                long,
-                long + " today",
-                long.replace("red", "green"),
-                PromptRecord("一只猫在草地上慢慢地走着，镜头跟着它移动", "zh"),
-            ]
+        prompts = [
+            long,
+            long + " today",
+            long.replace("red", "green"),
+            "一只猫在草地上慢慢地走着，镜头跟着它移动",
+        ]
+        store.add_clips(
+            ClipRecord(path, prompt, "a", "base")
+            for path, prompt in zip(clip_files[:4], prompts, strict=True)
         )
         with store.read() as connection:
             clusters = dict(
