@@ -30,28 +30,25 @@ from generator.base import Condition, SamplerSpec, Task
 from generator.checkpoint import DiTGenerator, load_generator
 from generator.flow import euler_step
 from generator.sampling import noise_like, sample_frames, sample_latents
-from generator.training.denoiser import resume_state, save_state
 from reelhf.clips import load_clip_folder
 from reelhf.config import Config
 from reelhf.engine import (
-    Ema,
-    Engine,
     EngineConfig,
     OptimizerConfig,
     all_reduce_sum,
     device,
     init_distributed,
     is_main,
-    rank,
     seed_everything,
-    world_size,
 )
 from reelhf.errors import UserError
-from reelhf.hashing import content_hash
 from reelhf.progress import track
 from reelhf.run import RunFolder, write_text_atomic
+from reelhf.training import BatchSplit, TrainLoop, run_identity
 from reelhf.video import write_video
 
+FREE_TO_CHANGE = frozenset({"num_samples", "num_held_out", "sampling_batch_size"})
+"""Keys that a resumed run may have otherwise."""
 _STREAM = 4_000_037  # separates the positions of neighbouring seeds
 
 
@@ -116,15 +113,9 @@ def distill_refiner(
     init_distributed()
     seed_everything(config.seed)
     started = time.monotonic()
+    split = BatchSplit(config.batch_size)
     refiner, base_generator = (load_generator(path).to(device()) for path in (teacher, base))
-    if refiner.role != "refiner":
-        raise UserError(f"{teacher} is a {refiner.role}; expected a refiner to distil")
-    sigmas = refiner.sampler.sigmas
-    try:
-        edges = segment_edges(sigmas, config.num_segments)
-    except ValueError as error:
-        raise UserError(f"num_segments: {error}") from None
-    out = Path(out)
+    edges = student_edges(config, refiner)
 
     # 1. The teacher's trajectories, on clips of the base for training prompts.
     train_prompts, held_out_prompts = split_prompts(config, clips)
@@ -133,48 +124,49 @@ def distill_refiner(
     )
 
     # 2. Train the student to jump to each segment's lower edge.
-    student = copy.deepcopy(refiner.denoiser)
-    ema = Ema(student, config.ema_decay)
     run = RunFolder.open(out, config)
-    parts = world_size()
-    if config.batch_size % parts:
-        raise UserError(f"batch_size {config.batch_size} cannot be split over {parts} processes")
-    engine_config = EngineConfig(
-        micro_batch_size=config.batch_size // parts, zero_stage=config.zero_stage
+    loop = TrainLoop(
+        run,
+        config,
+        copy.deepcopy(refiner.denoiser),
+        EngineConfig(zero_stage=config.zero_stage, micro_batch_size=split.micro_batch_size),
+        ema_decay=config.ema_decay,
+        identity=run_identity(
+            config, weight_sums(refiner.denoiser), train_prompts, free=FREE_TO_CHANGE
+        ),
     )
-    engine = Engine(student, config.optimizer, engine_config)
-    identity = _identity(config, refiner, train_prompts)
-    start = resume_state(run, engine, ema, identity)
-    for step in track(range(start, config.num_steps), label="distilling the refiner"):
-        batch = draw_batch(config, trajectories, sigmas, step)
-        velocity = refiner.velocity(engine, batch.noisy, batch.sigma, batch.condition, batch.task)
-        target = (
-            batch.at_edge
-            if config.target == "trajectory"
-            else ema_target(refiner, ema.module, batch)
+    for step in loop.steps("distilling the refiner"):
+        batch = draw_batch(config, trajectories, refiner.sampler.sigmas, split.positions(step))
+        velocity = refiner.velocity(
+            loop.engine, batch.noisy, batch.sigma, batch.condition, batch.task
         )
+        target = batch.at_edge
+        if config.target == "ema":
+            target = ema_target(refiner, loop.averaged, batch)
         loss = segment_consistency_loss(batch.noisy, velocity, batch.sigma, batch.edge, target)
-        engine.backward(loss.mean())
-        update = engine.step()
-        ema.update(engine.module)
-        done = step + 1
+        update = loop.update(loss.mean())
         mean_loss = all_reduce_sum(loss.detach().sum()).item() / config.batch_size
-        run.log(done, {"loss": mean_loss, **update})
-        if done % config.save_every == 0 or done == config.num_steps:
-            run.save_checkpoint(
-                done, lambda folder: save_state(folder, engine, ema, identity), keep=2
-            )
+        loop.end_step(step, {"loss": mean_loss, **update})
 
     # 3. Keep the student with its own sampler, and compare it with the teacher at equal noise.
     sampler = SamplerSpec("euler", edges, guidance_scale=1.0)
-    distilled = replace(refiner, denoiser=ema.module, sampler=sampler)
-    folder = out / "generator"
+    distilled = replace(refiner, denoiser=loop.averaged, sampler=sampler)
+    folder = loop.save_model("generator", distilled.save)
     if is_main():
-        distilled.save(folder)
         report = compare_students(config, refiner, distilled, base_generator, held_out_prompts, run)
         report["seconds"] = round(time.monotonic() - started, 1)
-        write_text_atomic(out / "distill.json", json.dumps(report, indent=2) + "\n")
+        write_text_atomic(run.path / "distill.json", json.dumps(report, indent=2) + "\n")
     return folder
+
+
+def student_edges(config: ConsistencyConfig, teacher: DiTGenerator) -> tuple[float, ...]:
+    """Sigmas of the student's sampler; UserError where the teacher cannot have such a student."""
+    if teacher.role != "refiner":
+        raise UserError(f"the teacher is a {teacher.role}; expected a refiner to distil")
+    try:
+        return segment_edges(teacher.sampler.sigmas, config.num_segments)
+    except ValueError as error:
+        raise UserError(f"num_segments: {error}") from None
 
 
 def split_prompts(config: ConsistencyConfig, clips: Path) -> tuple[list[str], list[str]]:
@@ -269,14 +261,15 @@ class ConsistencyBatch:
 
 
 def draw_batch(
-    config: ConsistencyConfig, trajectories: Trajectories, sigmas: tuple[float, ...], step: int
+    config: ConsistencyConfig,
+    trajectories: Trajectories,
+    sigmas: tuple[float, ...],
+    positions: range,
 ) -> ConsistencyBatch:
-    """This rank's samples of a step; everything random belongs to the sample's position in the stream."""
+    """The samples at these positions of the stream; everything random belongs to the position."""
     steps_per_segment = (len(sigmas) - 1) // config.num_segments
-    share = config.batch_size // world_size()
-    first = step * config.batch_size + rank() * share
     rows, starts, ends = [], [], []
-    for position in range(first, first + share):
+    for position in positions:
         generator = torch.Generator().manual_seed(config.seed * _STREAM + position)
         rows.append(int(torch.randint(len(trajectories), (), generator=generator)))
         at_edge = torch.rand((), generator=generator).item() < config.edge_fraction
@@ -382,8 +375,6 @@ def compare_students(
     }
 
 
-def _identity(config: ConsistencyConfig, teacher: DiTGenerator, prompts: list[str]) -> str:
-    """What must not change between two attempts at a run."""
-    free = {"num_steps", "save_every", "num_samples", "num_held_out", "sampling_batch_size"}
-    weights = [p.detach().double().sum().item() for p in teacher.denoiser.parameters()]
-    return content_hash(config.model_dump(mode="json", exclude=free), weights, prompts)
+def weight_sums(module: nn.Module) -> list[float]:
+    """One number per parameter: tells one teacher from another."""
+    return [p.detach().double().sum().item() for p in module.parameters()]

@@ -425,6 +425,10 @@ class VideoVAE(nn.Module):
         assert state is not None
         return torch.cat(frames, dim=2), state
 
+    def reconstruct(self, frames: Tensor) -> Tensor:
+        """Whole clips through the posterior's mean, not clamped."""
+        return self.decode(self.encode(frames))[0]
+
     @torch.no_grad()
     def init_shortcut(
         self, clips: Sequence[Tensor], *, max_patches: int = 6144, seed: int = 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,15 +21,12 @@ from distill.consistency import (
 )
 from generator.base import SamplerSpec
 from generator.checkpoint import DiTGenerator, load_generator
-from generator.dit import DiT, DiTConfig
 from generator.flow import sigma_schedule
 from generator.sampling import noise_like, sample_latents
-from generator.text import TextEncoder, TextEncoderConfig
-from generator.toyworld import ToyDatasetConfig, prompt_split, render_dataset
-from generator.vae import VAEConfig, VideoVAE
 from reelhf.engine import OptimizerConfig
 from reelhf.errors import UserError
 from reelhf.run import read_metrics
+from tests.generator.tiny_parts import make_generator, make_vae_and_text, render_clips
 
 TINY = ConsistencyConfig(
     num_segments=2,
@@ -41,51 +39,17 @@ TINY = ConsistencyConfig(
     save_every=3,
     num_samples=1,
 )
-
-
-def generator(role: str, size: int) -> DiTGenerator:
-    torch.manual_seed(0)
-    vae = VideoVAE(
-        VAEConfig(
-            channels=8,
-            encoder_fine_width=8,
-            encoder_width=16,
-            encoder_blocks=1,
-            decoder_width=16,
-            decoder_blocks=1,
-            decoder_fine_width=8,
-            decoder_fine_blocks=1,
-        )
-    ).eval()
-    text = TextEncoder.build(
-        TextEncoderConfig(
-            vocab_size=300,
-            hidden_size=16,
-            num_layers=2,
-            num_heads=2,
-            num_key_value_heads=1,
-            mlp_size=32,
-        ),
-        prompt_split("train", 16),
-    ).eval()
-    architecture = DiTConfig(
-        channels=8, width=24, num_heads=2, num_pairs=1, text_width=16, low_res=role == "refiner"
-    )
-    denoiser = DiT(architecture)
-    for parameter in denoiser.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.3)
-    sampler = SamplerSpec("euler", sigma_schedule(4), guidance_scale=1.0)
-    return DiTGenerator(denoiser, vae, text, sampler, role, (5, size, size), 8.0, vae.spec)
+TEACHER_SAMPLER = SamplerSpec("euler", sigma_schedule(4), guidance_scale=1.0)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("distill")
-    generator("base", 32).save(root / "base")
-    generator("refiner", 64).save(root / "teacher")
-    render_dataset(ToyDatasetConfig(num_clips=24, num_frames=5, size=64), root / "clips")
-    return {"teacher": root / "teacher", "base": root / "base", "clips": root / "clips"}
+    make = partial(make_generator, *make_vae_and_text(), sampler=TEACHER_SAMPLER, std=0.3)
+    make("base", 32).save(root / "base")
+    make("refiner", 64).save(root / "teacher")
+    clips = render_clips(root / "clips")
+    return {"teacher": root / "teacher", "base": root / "base", "clips": clips}
 
 
 @pytest.fixture(scope="module")
@@ -114,12 +78,12 @@ def test_a_batch_holds_points_of_every_segment_with_their_own_edge(recorded):
     _, trajectories = recorded
     sigmas = sigma_schedule(4)
     edge_only = TINY.model_copy(update={"edge_fraction": 1.0})
-    batch = draw_batch(edge_only, trajectories, sigmas, step=0)
+    batch = draw_batch(edge_only, trajectories, sigmas, range(4))
     assert batch.sigma.tolist() == [1.0, 0.5, 1.0, 0.5]
     assert batch.edge.tolist() == [0.5, 0.0, 0.5, 0.0]
     assert batch.next_sigma.tolist() == [0.75, 0.25, 0.75, 0.25]
     inside = TINY.model_copy(update={"edge_fraction": 0.0, "batch_size": 64})
-    batch = draw_batch(inside, trajectories, sigmas, step=0)
+    batch = draw_batch(inside, trajectories, sigmas, range(64))
     assert set(batch.sigma.tolist()) == {1.0, 0.75, 0.5, 0.25}
     assert (batch.edge <= batch.next_sigma).all()
     states = trajectories.states
@@ -130,7 +94,7 @@ def test_a_batch_holds_points_of_every_segment_with_their_own_edge(recorded):
 def test_the_averaged_target_of_a_last_step_is_the_teachers_step_itself(recorded):
     refiner, trajectories = recorded
     config = TINY.model_copy(update={"edge_fraction": 0.0, "batch_size": 64})
-    batch = draw_batch(config, trajectories, sigma_schedule(4), step=0)
+    batch = draw_batch(config, trajectories, sigma_schedule(4), range(64))
     target = ema_target(refiner, refiner.denoiser, batch)
     last = batch.next_sigma == batch.edge
     assert last.any()

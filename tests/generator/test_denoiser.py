@@ -15,12 +15,8 @@ from generator.dit import DiTConfig
 from generator.refiner import downsample_frames, refiner_from_base
 from generator.sampling import sample_frames
 from generator.training.denoiser import (
-    BatchStream,
     DenoiserTrainConfig,
-    LatentSet,
-    TaskMixConfig,
     channel_weights,
-    first_frame_task,
     train_base,
     train_refiner,
 )
@@ -135,73 +131,6 @@ def test_downsampling_keeps_a_plain_picture_plain():
     torch.testing.assert_close(
         downsample_frames(frames, 16, 16), torch.full((1, 3, 2, 16, 16), 0.4)
     )
-
-
-@pytest.fixture
-def latent_set(tiny_generator) -> LatentSet:
-    condition = tiny_generator().encode_prompts([f"prompt {index}" for index in range(10)])
-    latents = torch.arange(10.0).view(10, 1, 1, 1, 1).expand(10, 8, 2, 2, 2).contiguous()
-    return LatentSet(latents, condition, [f"prompt {index}" for index in range(10)])
-
-
-def test_an_epoch_shows_every_clip_once_and_the_next_one_in_another_order(latent_set):
-    stream = BatchStream(config(batch_size=5, tasks={"text_to_image": 0.0}), latent_set)
-    seen = [
-        [
-            clip[0, 0, 0, 0].item()
-            for step in steps
-            for batch in stream.micro_batches(step)
-            for clip in batch.clean
-        ]
-        for steps in ((0, 1), (2, 3))
-    ]
-    assert sorted(seen[0]) == sorted(seen[1]) == list(range(10))
-    assert seen[0] != seen[1]
-
-
-def test_micro_batches_are_the_batch_in_pieces(latent_set):
-    """Same clips, noise and sigmas whatever the accumulation: randomness belongs to the position in the stream."""
-    for step in range(3):
-        (whole,) = BatchStream(config(batch_size=6), latent_set).micro_batches(step)
-        parts = list(
-            BatchStream(
-                config(batch_size=6, gradient_accumulation_steps=3), latent_set
-            ).micro_batches(step)
-        )
-        for name in ("clean", "noise", "sigma"):
-            assert torch.equal(
-                getattr(whole, name), torch.cat([getattr(part, name) for part in parts])
-            )
-    with pytest.raises(UserError, match="use a multiple of 4"):
-        BatchStream(
-            config().model_copy(update={"gradient_accumulation_steps": 4, "batch_size": 6}),
-            latent_set,
-        )
-
-
-def test_the_task_mix_is_what_was_asked_for(latent_set):
-    always = config(
-        batch_size=4, tasks=TaskMixConfig(text_to_image=0.0, image_to_video=1.0), prompt_dropout=1.0
-    )
-    (batch,) = BatchStream(always, latent_set).micro_batches(0)
-    assert torch.equal(batch.task.condition_latents[:, :, 0], batch.clean[:, :, 0])
-    assert not batch.condition.mask.any()
-    images = config(
-        batch_size=4, tasks=TaskMixConfig(text_to_image=1.0, image_to_video=1.0), prompt_dropout=0.0
-    )
-    (batch,) = BatchStream(images, latent_set).micro_batches(0)
-    assert batch.clean.shape == (4, 8, 1, 2, 2)
-    assert not batch.task.condition_mask.any()
-    assert batch.condition.mask.any(1).all()
-
-
-def test_a_given_first_frame_is_clean_and_masked_and_the_others_are_zero():
-    clean = torch.randn(2, 8, 3, 2, 2)
-    task = first_frame_task(clean, torch.tensor([True, False]))
-    assert torch.equal(task.condition_latents[0, :, 0], clean[0, :, 0])
-    assert task.condition_mask.flatten(2).sum().item() == 4
-    assert not task.condition_latents[0, :, 1:].any()
-    assert not task.condition_latents[1].any()
 
 
 def test_a_channel_weighs_as_much_as_the_pixels_it_moves(tiny_generator):

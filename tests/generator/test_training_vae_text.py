@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from generator.text import TextEncoder, TextEncoderConfig
-from generator.toyworld import ToyDatasetConfig, render_dataset
+from generator.training.crops import foreground_distance
 from generator.training.text import TextTrainConfig, train_text_encoder
 from generator.training.vae import (
     VAELossConfig,
     VAETrainConfig,
-    foreground_distance,
     train_vae,
     vae_loss,
 )
@@ -52,15 +51,9 @@ TEXT_CONFIG = TextTrainConfig(
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
-    return render_dataset(ToyDatasetConfig(num_clips=24, num_frames=5, size=64), folder)
-
-
-@pytest.fixture(scope="module")
-def vae_run(clips, tmp_path_factory) -> Path:
+def vae_run(tiny_clips, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("vae_run")
-    train_vae(VAE_CONFIG, clips, out)
+    train_vae(VAE_CONFIG, tiny_clips, out)
     return out
 
 
@@ -75,19 +68,21 @@ def _cut_back_to(run: Path, copy: Path, step: int) -> Path:
 
 def test_vae_training_reports_foreground_beside_the_whole_frame(vae_run):
     metrics = read_metrics(vae_run)
+    assert [row["step"] for row in metrics] == list(range(7))
     assert metrics[0]["shortcut/psnr"] > 15
     last = metrics[-1]
+    assert last["loss"] > 0
     assert last["held_out/psnr"] > last["held_out/foreground_psnr"] > 10
     assert last["held_out/half_size_foreground_psnr"] > 8
 
 
-def test_trained_latents_have_unit_scale_at_both_sizes(vae_run, clips):
+def test_trained_latents_have_unit_scale_at_both_sizes(vae_run, tiny_clips):
     from reelhf.clips import load_clip_folder, load_windows
 
     vae = VideoVAE.load(vae_run / "vae")
     for size in (64, 32):
         windows = load_windows(
-            load_clip_folder(clips),
+            load_clip_folder(tiny_clips),
             num_frames=5,
             fps=8.0,
             size=(size, size),
@@ -98,9 +93,9 @@ def test_trained_latents_have_unit_scale_at_both_sizes(vae_run, clips):
         assert 0.7 < latents.std() < 1.4
 
 
-def test_a_resumed_vae_run_ends_bit_equal(vae_run, clips, tmp_path):
+def test_a_resumed_vae_run_ends_bit_equal(vae_run, tiny_clips, tmp_path):
     resumed = _cut_back_to(vae_run, tmp_path / "resumed", 3)
-    train_vae(VAE_CONFIG, clips, resumed)
+    train_vae(VAE_CONFIG, tiny_clips, resumed)
     whole, again = VideoVAE.load(vae_run / "vae"), VideoVAE.load(resumed / "vae")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
@@ -108,10 +103,10 @@ def test_a_resumed_vae_run_ends_bit_equal(vae_run, clips, tmp_path):
     assert losses[0] == losses[1]
 
 
-def test_a_run_of_another_configuration_is_not_resumed(vae_run, clips, tmp_path):
+def test_a_run_of_another_configuration_is_not_resumed(vae_run, tiny_clips, tmp_path):
     copy = _cut_back_to(vae_run, tmp_path / "copy", 3)
-    with pytest.raises(UserError, match="another configuration"):
-        train_vae(VAE_CONFIG.model_copy(update={"seed": 1}), clips, copy)
+    with pytest.raises(UserError, match="other settings or other clips"):
+        train_vae(VAE_CONFIG.model_copy(update={"seed": 1}), tiny_clips, copy)
 
 
 def test_foreground_is_what_differs_from_the_median_colour():
@@ -137,11 +132,22 @@ def test_the_loss_weighs_foreground_errors_more_and_vanishes_at_the_clip():
     assert errors[0] == pytest.approx(4 * errors[1].item(), rel=1e-4)
 
 
-def test_text_training_lowers_the_loss_and_resumes_bit_equal(clips, tmp_path):
-    folder = train_text_encoder(TEXT_CONFIG, clips, tmp_path / "run")
+def test_text_training_lowers_the_loss_and_resumes_bit_equal(tiny_clips, tmp_path):
+    folder = train_text_encoder(TEXT_CONFIG, tiny_clips, tmp_path / "run")
     metrics = read_metrics(tmp_path / "run")
     assert metrics[-1]["held_out/loss"] < 0.8 * metrics[0]["loss"]
+    assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
     resumed = _cut_back_to(tmp_path / "run", tmp_path / "resumed", 8)
-    again = TextEncoder.load(train_text_encoder(TEXT_CONFIG, clips, resumed))
+    again = TextEncoder.load(train_text_encoder(TEXT_CONFIG, tiny_clips, resumed))
     for name, tensor in TextEncoder.load(folder).state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_a_run_of_no_steps_keeps_the_shortcuts_and_says_what_they_do(tiny_clips, tmp_path):
+    train_vae(VAE_CONFIG.model_copy(update={"num_steps": 0}), tiny_clips, tmp_path / "vae")
+    (figures,) = read_metrics(tmp_path / "vae")
+    assert figures["shortcut/psnr"] > 15 and figures["held_out/psnr"] > 10
+    none = TEXT_CONFIG.model_copy(update={"num_steps": 0})
+    TextEncoder.load(train_text_encoder(none, tiny_clips, tmp_path / "text"))
+    (figures,) = read_metrics(tmp_path / "text")
+    assert figures["held_out/loss"] > 0
