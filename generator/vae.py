@@ -3,9 +3,9 @@
 The first frame is coded alone and each later latent frame covers four frames, so F = 1 + 4n frames give T = 1 + n latents and
 an image is a clip of one frame (Seedance 1.0, arXiv 2506.09113, 2.1; MAGVIT-v2, arXiv 2310.05737). Two paths are added:
 
-* a linear shortcut fitted in closed form within seconds: the encoder projects patches (1 x 16 x 16 pixels of the first frame,
+* a linear shortcut fitted in closed form within seconds (`shortcut.py`): the encoder projects patches (1 x 16 x 16 pixels of the first frame,
   4 x 16 x 16 of later ones) on their principal components, the decoder is a regression of patches on the latents around them;
-* a learned residual path of causal convolutions on two grids: fine tokens (4 x 4 pixels) and the latent grid (16 x 16).
+* a learned residual path of causal convolutions (`causal.py`) on two grids: fine tokens (4 x 4 pixels) and the latent grid (16 x 16).
 
 All time mixing is causal convolution along the latent axis, and every normalisation is per position, so nothing leaks from later
 to earlier frames and any chunking gives the same result. Streaming state is a flat tuple of tensors that `decode` and
@@ -27,15 +27,22 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from generator.base import BackboneSpec
+from generator.causal import (
+    CausalBlock,
+    ChannelNorm,
+    LappedPatches,
+    PixelsToTokens,
+    Stream,
+    StreamState,
+    TokensToPixels,
+    patchify,
+    unpatchify,
+)
+from generator.shortcut import fit_shortcuts
 from reelhf.config import Config
 from reelhf.errors import UserError
 
-StreamState = tuple[Tensor, ...]
-"""One tensor per causal convolution, in forward order: its last input frame, [B, width, 1, h, w]."""
-
 WEIGHTS_NAME, CONFIG_NAME = "vae.safetensors", "vae.json"
-RIDGE = 1e-3
-"""Penalty of the decoder's linear fit, relative to the unit variance of its inputs."""
 MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -12.0, 4.0
 
 
@@ -74,154 +81,9 @@ class Posterior(NamedTuple):
         return 0.5 * (self.mean.square() + self.log_variance.exp() - 1 - self.log_variance).mean()
 
 
-def patchify(frames: Tensor, frames_per_patch: int, size: int) -> Tensor:
-    """[B, c, F, H, W] -> [B, c * frames_per_patch * size^2, F / frames_per_patch, H / size, W / size]."""
-    batch, channels, num_frames, height, width = frames.shape
-    frames = frames.reshape(
-        batch,
-        channels,
-        num_frames // frames_per_patch,
-        frames_per_patch,
-        height // size,
-        size,
-        width // size,
-        size,
-    )
-    return frames.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
-
-
-def unpatchify(patches: Tensor, frames_per_patch: int, size: int) -> Tensor:
-    """Inverse of `patchify`."""
-    batch, features, time, height, width = patches.shape
-    patches = patches.reshape(
-        batch,
-        features // (frames_per_patch * size * size),
-        frames_per_patch,
-        size,
-        size,
-        time,
-        height,
-        width,
-    )
-    patches = patches.permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return patches.reshape(batch, -1, time * frames_per_patch, height * size, width * size)
-
-
-class ChannelNorm(nn.Module):
-    """RMS over the channels of one position: it mixes neither space nor time."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        scale = torch.rsqrt(hidden.square().mean(1, keepdim=True) + 1e-6)
-        return hidden * scale * self.weight.view(1, -1, 1, 1, 1)
-
-
-class Stream:
-    """Walks the causal convolutions of one call, handing each its past and collecting its new state."""
-
-    def __init__(self, state: StreamState | None) -> None:
-        self.incoming = list(state) if state is not None else None
-        self.outgoing: list[Tensor] = []
-
-    def with_past(self, hidden: Tensor) -> Tensor:
-        """Prepend the last frame of the chunk before (zeros at the start of a clip): [B, width, 1 + T, h, w]."""
-        past = (
-            torch.zeros_like(hidden[:, :, :1])
-            if self.incoming is None
-            else self.incoming[len(self.outgoing)]
-        )
-        hidden = torch.cat([past, hidden], dim=2)
-        self.outgoing.append(hidden[:, :, -1:])
-        return hidden
-
-
-class CausalBlock(nn.Module):
-    """hidden + W(silu(causal conv(norm(hidden)))): 3 x 3 in space, this and the previous latent frame in time."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = ChannelNorm(width)
-        self.conv = nn.Conv3d(width, width, (2, 3, 3), padding=(0, 1, 1))
-        self.out = nn.Conv3d(width, width, 1)
-
-    def forward(self, hidden: Tensor, stream: Stream) -> Tensor:
-        return hidden + self.out(F.silu(self.conv(stream.with_past(self.norm(hidden)))))
-
-
-class FrameLinear(nn.Module):
-    """One linear map for the first frame of a clip, another for groups of later frames; same output width.
-
-    With `to_patch=False` it reads pixels: first [B, 3 * s^2] and later [B, 3 * 4 * s^2] features per position -> width.
-    """
-
-    def __init__(self, first_in: int, later_in: int, first_out: int, later_out: int) -> None:
-        super().__init__()
-        self.first = nn.Conv3d(first_in, first_out, 1)
-        self.later = nn.Conv3d(later_in, later_out, 1)
-
-
-class PixelsToTokens(FrameLinear):
-    """Frames [B, 3, F, H, W] -> tokens [B, width, T, H / size, W / size]."""
-
-    def __init__(self, size: int, group: int, width: int) -> None:
-        super().__init__(3 * size**2, 3 * group * size**2, width, width)
-        self.size, self.group = size, group
-
-    def forward(self, frames: Tensor, starts_clip: bool) -> Tensor:
-        tokens = []
-        if starts_clip:
-            tokens.append(self.first(patchify(frames[:, :, :1], 1, self.size)))
-            frames = frames[:, :, 1:]
-        if frames.shape[2]:
-            tokens.append(self.later(patchify(frames, self.group, self.size)))
-        return torch.cat(tokens, dim=2)
-
-
-class TokensToPixels(FrameLinear):
-    """Tokens [B, width, T, h, w] -> frames [B, 3, F, h * size, w * size]."""
-
-    def __init__(self, size: int, group: int, width: int) -> None:
-        super().__init__(width, width, 3 * size**2, 3 * group * size**2)
-        self.size, self.group = size, group
-
-    def forward(self, tokens: Tensor, starts_clip: bool) -> Tensor:
-        frames = []
-        if starts_clip:
-            frames.append(unpatchify(self.first(tokens[:, :, :1]), 1, self.size))
-            tokens = tokens[:, :, 1:]
-        if tokens.shape[2]:
-            frames.append(unpatchify(self.later(tokens), self.group, self.size))
-        return torch.cat(frames, dim=2)
-
-
-class LappedPatches(nn.Module):
-    """Latents -> frames, linearly: a patch is read from the 3 x 3 latents around it, of this and the previous latent frame.
-
-    A patch that knows its neighbours has fewer seams than one decoded alone, at the price of a wider matrix.
-    """
-
-    def __init__(self, channels: int, group: int, size: int) -> None:
-        super().__init__()
-        self.group, self.size = group, size
-        self.first = nn.Conv3d(channels, 3 * size**2, (1, 3, 3), padding=(0, 1, 1))
-        self.later = nn.Conv3d(channels, 3 * group * size**2, (2, 3, 3), padding=(0, 1, 1))
-
-    def forward(self, latents: Tensor, stream: Stream) -> Tensor:
-        starts_clip = stream.incoming is None
-        latents = stream.with_past(latents)  # [B, C, 1 + T, h, w]
-        frames = []
-        if starts_clip:
-            latents = latents[:, :, 1:]
-            frames.append(unpatchify(self.first(latents[:, :, :1]), 1, self.size))
-        if latents.shape[2] > 1:
-            frames.append(unpatchify(self.later(latents), self.group, self.size))
-        return torch.cat(frames, dim=2)
-
-
 class Encoder(nn.Module):
+    """Frames -> posterior: the shortcut's mean plus a residual, and a log-variance."""
+
     def __init__(self, config: VAEConfig, spec: BackboneSpec) -> None:
         super().__init__()
         group, size = spec.temporal_ratio, spec.spatial_ratio
@@ -255,6 +117,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Un-normalised latents -> frames: the shortcut's plus a residual."""
+
     def __init__(self, config: VAEConfig, spec: BackboneSpec) -> None:
         super().__init__()
         group, size = spec.temporal_ratio, spec.spatial_ratio
@@ -284,57 +148,6 @@ class Decoder(nn.Module):
             hidden = block(hidden, stream)
         frames = frames + self.head(F.silu(self.norm(hidden)), starts_clip)
         return frames + 0.5, tuple(stream.outgoing)
-
-
-class PatchBasis(NamedTuple):
-    """A linear code of patches: z = (x - mean) @ analysis, x ~ mean + z @ synthesis."""
-
-    mean: Tensor
-    """[features]"""
-    analysis: Tensor
-    """[features, channels]"""
-    synthesis: Tensor
-    """[channels, features]"""
-
-    def encode(self, patches: Tensor) -> Tensor:
-        return (patches - self.mean) @ self.analysis
-
-    def rotated(self, rotation: Tensor) -> PatchBasis:
-        """The same code in other axes: z' = z @ rotation, with `rotation` [channels, channels] orthogonal."""
-        return PatchBasis(self.mean, self.analysis @ rotation, rotation.T @ self.synthesis)
-
-
-def _whitened_pca(patches: Tensor, channels: int, seed: int) -> PatchBasis:
-    """The `channels` strongest principal components of patches [N, features], scaled to unit variance."""
-    mean = patches.mean(0)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # pca_lowrank draws its test vectors from the global generator
-        torch.manual_seed(seed)
-        rank = min(channels + 16, *patches.shape)
-        _, scale, basis = torch.pca_lowrank(patches - mean, q=rank, center=False, niter=3)
-    if rank < channels:
-        raise UserError(
-            f"{len(patches)} training patches are too few for {channels} latent channels"
-        )
-    std = (scale[:channels] / len(patches) ** 0.5).clamp_min(
-        1e-4
-    )  # flat clips have fewer than `channels` components
-    basis = basis[:, :channels]
-    return PatchBasis(mean, basis / std, (basis * std).T)
-
-
-def _neighbourhoods(latents: Tensor) -> Tensor:
-    """The 3 x 3 positions around each, zeros outside the frame: [B, C, T, h, w] -> [B, C * 9, T, h, w]."""
-    batch, _, time, height, width = latents.shape
-    around = F.unfold(latents.transpose(1, 2).flatten(0, 1), 3, padding=1)
-    return around.reshape(batch, time, -1, height, width).transpose(1, 2)
-
-
-def _sample_rows(patches: Tensor, limit: int, generator: torch.Generator) -> Tensor:
-    """At most `limit` positions of [B, features, T, h, w] as rows [N, features]."""
-    rows = patches.movedim(1, -1).flatten(0, -2)
-    return rows[torch.randperm(len(rows), generator=generator)[:limit]]
 
 
 class VideoVAE(nn.Module):
@@ -429,84 +242,25 @@ class VideoVAE(nn.Module):
         """Whole clips through the posterior's mean, not clamped."""
         return self.decode(self.encode(frames))[0]
 
-    @torch.no_grad()
     def init_shortcut(
         self, clips: Sequence[Tensor], *, max_patches: int = 6144, seed: int = 0
     ) -> None:
-        """Fit both linear shortcuts in closed form: the encoder's by PCA, the decoder's by regression on its latents.
-
-        PCA latents are whitened, so that they start with unit variance.
-
-        The first frame's basis is rotated (orthogonal Procrustes) so that a patch at rest has nearly the same latent in
-        the first and in later frames.
+        """Fit both linear shortcuts in closed form; latents of the encoder's are whitened: unit variance per channel.
 
         Args:
             clips: batches [N, 3, F, H, W] in [0, 1], F = 1 + 4n with n >= 1, of every size that will be used.
+            max_patches: read per batch.
         """
-        generator = torch.Generator().manual_seed(seed)
-        group, size, channels = (
-            self.spec.temporal_ratio,
-            self.spec.spatial_ratio,
-            self.config.channels,
-        )
-        first, later = [], []
         for frames in clips:
             self.spec.check(*frames.shape[2:])
-            first.append(
-                _sample_rows(patchify(frames[:, :, :1] - 0.5, 1, size), max_patches, generator)
-            )
-            later.append(
-                _sample_rows(patchify(frames[:, :, 1:] - 0.5, group, size), max_patches, generator)
-            )
-        first_basis = _whitened_pca(torch.cat(first), channels, seed)
-        later_basis = _whitened_pca(torch.cat(later), channels, seed)
-
-        # a first-frame patch [3 * 1 * s * s] held for four frames [3 * 4 * s * s]
-        at_rest = (
-            torch.cat(first).unflatten(1, (3, 1, size * size)).expand(-1, -1, group, -1).flatten(1)
+        fit_shortcuts(
+            self.encoder.shortcut,
+            self.decoder.shortcut,
+            clips,
+            self.spec,
+            max_patches=max_patches,
+            seed=seed,
         )
-        left, _, right = torch.linalg.svd(
-            first_basis.encode(torch.cat(first)).T @ later_basis.encode(at_rest)
-        )
-        first_basis = first_basis.rotated(left @ right)
-
-        for name, basis in (("first", first_basis), ("later", later_basis)):
-            encoder = getattr(self.encoder.shortcut, name)
-            encoder.weight.copy_(basis.analysis.T[:, :, None, None, None])
-            encoder.bias.copy_(-basis.mean @ basis.analysis)
-        self._fit_decoder_shortcut(clips, max_patches, generator)
-
-    def _fit_decoder_shortcut(
-        self, clips: Sequence[Tensor], max_patches: int, generator: torch.Generator
-    ) -> None:
-        """Ridge regression of patches on the latents around them."""
-        group, size = self.spec.temporal_ratio, self.spec.spatial_ratio
-        shortcut = self.decoder.shortcut
-        sums: dict[str, list[Tensor]] = {"first": [], "later": []}
-        for frames in clips:
-            frames = frames - 0.5
-            latents = self.encoder.shortcut(frames, True)
-            around = _neighbourhoods(latents)  # [B, 9 * C, T, h, w]
-            pairs = {
-                "first": (around[:, :, :1], patchify(frames[:, :, :1], 1, size)),
-                "later": (
-                    torch.cat([around[:, :, :-1], around[:, :, 1:]], dim=1),
-                    patchify(frames[:, :, 1:], group, size),
-                ),
-            }
-            for name, (inputs, patches) in pairs.items():
-                rows = torch.cat([inputs, torch.ones_like(inputs[:, :1]), patches], dim=1)
-                sums[name].append(_sample_rows(rows, max_patches, generator))
-        for name, batches in sums.items():
-            conv = getattr(shortcut, name)
-            rows = torch.cat(batches)
-            inputs, patches = rows[:, : -conv.out_channels], rows[:, -conv.out_channels :]
-            gram = inputs.T @ inputs
-            gram.diagonal().add_(RIDGE * len(rows))
-            weights = torch.linalg.solve(gram, inputs.T @ patches)  # [taps * 9 * C + 1, features]
-            taps = weights[:-1].T.unflatten(1, (conv.kernel_size[0], conv.in_channels, 3, 3))
-            conv.weight.copy_(taps.transpose(1, 2))
-            conv.bias.copy_(weights[-1])
 
     @torch.no_grad()
     def set_latent_statistics(self, latents: Sequence[Tensor]) -> None:

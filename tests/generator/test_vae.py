@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from generator.vae import VAEConfig, VideoVAE, patchify, unpatchify
+from generator.causal import patchify, unpatchify
+from generator.vae import VAEConfig, VideoVAE
 from reelhf.errors import UserError
 
 TINY = VAEConfig(
