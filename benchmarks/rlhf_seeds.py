@@ -14,7 +14,7 @@ from pathlib import Path
 
 from reelhf.clips import cache_folder
 from reelhf.config import load_config
-from rlhf.demo import commit, machine
+from rlhf.demo.provenance import commit, machine
 from rlhf.report import measure_label
 from rlhf.rounds import LoopConfig, run_loop
 from rlhf.stages import StageRunner

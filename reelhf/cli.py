@@ -25,7 +25,7 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb(
         "reelhf.doctor:app", "what works on this machine, what is missing, the line that mends it"
     ),
-    "demo": Verb("rlhf.demo:app", "the whole loop, from rendered clips to a better generator"),
+    "demo": Verb("rlhf.demo.commands:app", "the whole loop, from rendered clips to a better generator"),
     "annotate": Verb(
         "annotation.commands:app", "prompts, clips, tasks, judgments, export; the annotation page"
     ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from reelhf.cli_config import config_command
-from rlhf.demo import loop
+from rlhf.demo.commands import loop
 
 if TYPE_CHECKING:
     from rlhf.compare import CompareConfig
@@ -41,7 +41,6 @@ config_command(
     },
 )
 
-app.command("loop")(loop)
 app.command("loop", context_settings={"help_option_names": ["-h", "--help"]})(loop)
 
 

@@ -1,7 +1,8 @@
 """The loop's annotation step: candidate clips become tasks, annotators judge them over HTTP, verdicts become preference data.
 
-Annotators are simulated, or you in a browser. Two groups never meet: the first judges the feedback prompts, from which the rewards
-learn that RLHF maximises; the second judges the held-out prompts, from which the held-out rewards learn that only watch.
+Here the annotators are simulated; `rlhf.human_judging` has a person. Two groups never meet: the first judges the feedback prompts,
+from which the rewards learn that RLHF maximises; the second judges the held-out prompts, from which the held-out rewards learn that
+only watch.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -22,12 +22,10 @@ from reelhf.config import Config
 from rlhf.candidates import read_manifest
 
 if TYPE_CHECKING:
-    from annotation.store import Account, Store
+    from annotation.store import Store
     from rlhf.compare import Gold
 
 PROJECT, PREFERENCES, SUMMARY = "project", "preferences", "judging.json"
-HUMAN = "you"
-_POLL_SECONDS = 1.0
 _SPREAD_CLIPS = 160  # clips measured for the annotators' unit of noise, about
 MIN_SPREAD = 1e-3
 """Of gold between the clips of a task: below this nobody sees a difference."""
@@ -56,9 +54,20 @@ class Groups:
     feedback_prompt_ids: tuple[str, ...]
     held_out_prompt_ids: tuple[str, ...]
 
+    @classmethod
+    def of(
+        cls, annotators: Sequence[Sequence[str] | None], prompts: Sequence[Sequence[str]]
+    ) -> Groups:
+        """From the pseudonyms and the prompts' texts, each for feedback and held out."""
+        from annotation.records import prompt_id
+
+        who = [None if names is None else tuple(names) for names in annotators]
+        what = [tuple(prompt_id(text) for text in dict.fromkeys(texts)) for texts in prompts]
+        return cls(who[0], who[1], what[0], what[1])
+
 
 def read_groups(folder: Path) -> Groups:
-    """What `judge_simulated` and `export_human` wrote beside the preferences."""
+    """What `export_project` wrote beside the preferences."""
     raw = json.loads((folder / SUMMARY).read_text())["groups"]
     return Groups(**{key: None if value is None else tuple(value) for key, value in raw.items()})
 
@@ -108,8 +117,6 @@ def judge_simulated(
         gold: what a perfect annotator would see in a clip; each annotator adds noise, bias and carelessness.
     Returns: `out`, with `project/`, `preferences/` and `judging.json`.
     """
-    from annotation.records import prompt_id
-
     shutil.rmtree(out, ignore_errors=True)  # an interrupted attempt is done again: it takes seconds
     store, groups = open_project(out / PROJECT, candidates)
     spread = shown_spread(candidates, gold)
@@ -122,13 +129,8 @@ def judge_simulated(
             names, done = run_panel(store, panel, gold, seed=config.panel_seed, spread=spread)
             pseudonyms.append(names)
             counts.append(done)
-        groups_of = {
-            "feedback_annotators": pseudonyms[0],
-            "held_out_annotators": pseudonyms[1],
-            "feedback_prompt_ids": [prompt_id(p) for p in dict.fromkeys(prompts[0])],
-            "held_out_prompt_ids": [prompt_id(p) for p in dict.fromkeys(prompts[1])],
-        }
-        return export_project(store, out, groups_of, {"panels": counts, "spread": spread})
+        extra = {"panels": counts, "spread": spread}
+        return export_project(store, out, Groups.of(pseudonyms, prompts), extra)
 
 
 def shown_spread(candidates: Path, gold: Gold) -> dict[str, float]:
@@ -175,9 +177,13 @@ def run_panel(
 
     credentials, pseudonyms = {}, []
     for profile in panel:
-        password = secrets.token_urlsafe(12)
-        account = store.add_user(f"simulated {profile.name}", password, simulated=True)
-        credentials[profile.name] = (f"simulated {profile.name}", password)
+        name, password = f"simulated {profile.name}", secrets.token_urlsafe(12)
+        account = store.find_user(name)
+        if account is None:
+            account = store.add_user(name, password, simulated=True)
+        else:  # an interrupted run made it
+            store.set_password(name, password)
+        credentials[profile.name] = (name, password)
         pseudonyms.append(account.pseudonym)
     with running_server(create_app(store, page=False)) as url:
         counts = run_annotators(
@@ -186,155 +192,15 @@ def run_panel(
     return pseudonyms, counts
 
 
-def export_project(store: Store, out: Path, groups: dict, extra: dict) -> Path:
+def export_project(store: Store, out: Path, groups: Groups, extra: Mapping[str, Any]) -> Path:
     """Preference data, and a summary with the groups and the project's counts, beside the project."""
     from annotation.export import export_preferences
 
     shutil.rmtree(out / PREFERENCES, ignore_errors=True)
     export_preferences(store, out / PREFERENCES)
-    summary = {"groups": groups, "counts": store.counts()} | extra
+    summary = {"groups": asdict(groups), "counts": store.counts(), **extra}
     (out / SUMMARY).write_text(json.dumps(summary, indent=1, default=str))
     return out
-
-
-@dataclass(frozen=True)
-class HumanSession:
-    """A running page at which one person judges."""
-
-    store: Store
-    account: Account
-    groups: list[list[int]]
-    """Clip ids per candidate task, in the candidates' order."""
-    url: str
-    sign_in_url: str
-    """Signs in once without a password."""
-
-
-def human_app(store: Store, *, wanted: int | None) -> tuple[Any, Account]:
-    """The annotation site of a project and the account of the person in front of it."""
-    from annotation.api.app import create_app
-    from annotation.config import AnnotateConfig
-
-    account = store.find_user(HUMAN) or store.add_user(HUMAN, secrets.token_urlsafe(12))
-    config = AnnotateConfig(wanted_tasks=wanted, title="ReelHF: judge")
-    return create_app(store, config), account
-
-
-def human_share(config: JudgingConfig, sizes: tuple[int, int], *, top_up: bool) -> tuple[int, int]:
-    """How many feedback and held-out tasks the person gets; with a top-up, simulated others judge the held-out ones."""
-    held_out = 0 if top_up else min(sizes[1], max(1, config.human_tasks // 3))
-    return min(sizes[0], config.human_tasks - held_out), held_out
-
-
-def create_human_tasks(
-    store: Store, groups: Sequence[Sequence[int]], share: tuple[int, int], num_feedback: int
-) -> None:
-    """The person's tasks, once per project."""
-    if store.counts()["tasks"] == 0:
-        chosen = [*groups[: share[0]], *groups[num_feedback : num_feedback + share[1]]]
-        store.create_tasks(chosen, need=1, label="tasks")
-
-
-def wait_for_human(store: Store, wanted: int, echo: Callable[[str], None]) -> None:
-    """Return once the person has judged (or skipped) `wanted` tasks; says now and then how far they are."""
-    started, first, said = time.monotonic(), None, None
-    while True:
-        counts = store.counts()
-        done = counts["human_judgments"]
-        first = done if first is None else first
-        if done >= wanted or counts["open_tasks"] == 0:
-            echo(f"      {done} of {wanted} tasks judged: going on. The page stays open.")
-            return
-        if done != said:
-            pace = (time.monotonic() - started) / (done - first) if done > first else None
-            left = (
-                ""
-                if pace is None
-                else f", about {max(1, round(pace * (wanted - done) / 60))} min left"
-            )
-            echo(f"      {done} of {wanted} tasks judged{left}")
-            said = done
-        time.sleep(_POLL_SECONDS)
-
-
-def finish_human(
-    config: JudgingConfig,
-    session: HumanSession,
-    *,
-    prompts: Sequence[Sequence[str]],
-    share: tuple[int, int],
-    gold: Gold | None,
-    top_up: bool,
-    out: Path,
-) -> Path:
-    """Top up with simulated votes if asked (and only then), and export. Simulated votes are marked in every table."""
-    from annotation.records import prompt_id
-
-    num_feedback = len(prompts[0])
-    feedback_annotators: list[str] | None = None
-    held_out_annotators: list[str] | None = None
-    extra: dict[str, Any] = {"human_tasks": share[0] + share[1], "top_up": top_up}
-    feedback, held_out = prompts[0][: share[0]], prompts[1][: share[1]]
-    if top_up:
-        if gold is None:
-            raise ValueError("there is nothing to simulate votes from")
-        rest = session.groups[share[0] : num_feedback], session.groups[num_feedback:]
-        pseudonyms, extra["panels"] = [], []
-        for part, panel in zip(rest, simulated_panels(config), strict=True):
-            session.store.create_tasks(
-                part, need=min(config.judgments_per_task, len(panel)), label="tasks"
-            )
-            names, done = run_panel(session.store, panel, gold, seed=config.panel_seed)
-            pseudonyms.append(names)
-            extra["panels"].append(done)
-        feedback_annotators = [session.account.pseudonym, *pseudonyms[0]]
-        held_out_annotators = pseudonyms[1]
-        feedback, held_out = prompts[0], prompts[1]
-    groups = {
-        "feedback_annotators": feedback_annotators,
-        "held_out_annotators": held_out_annotators,
-        "feedback_prompt_ids": [prompt_id(p) for p in dict.fromkeys(feedback)],
-        "held_out_prompt_ids": [prompt_id(p) for p in dict.fromkeys(held_out)],
-    }
-    return export_project(session.store, out, groups, extra)
-
-
-def judgments_digest(store: Store) -> str:
-    """A hash of everything people said in a project: what later stages depend on."""
-    import sqlalchemy as sa
-
-    from annotation import schema
-    from reelhf.hashing import content_hash
-
-    with store.read() as connection:
-        rows = connection.execute(sa.select(schema.judgment).order_by(schema.judgment.c.id))
-        return content_hash([[str(value) for value in row] for row in rows])
-
-
-def add_before_after_tasks(store: Store, comparisons: Sequence[Path]) -> list[int]:
-    """Blind tasks for a person: each holds clips of one prompt from before and after RLHF, in random order."""
-    from annotation.records import ClipRecord
-
-    groups = []
-    for folder in comparisons:
-        comparison = json.loads((folder / "comparison.json").read_text())
-        for pair in comparison["pairs"]:
-            records = [
-                ClipRecord(
-                    path=folder / path,
-                    prompt=pair["prompt"],
-                    model="toy",
-                    stage=f"{comparison['role']}_{side}_rlhf",
-                    language=language_of(pair["prompt"]),
-                    seed=pair["seed"] + draw,
-                )
-                for side in ("before", "after")
-                for draw, path in enumerate(pair["clips"][side])
-            ]
-            groups.append(store.add_clips(records, project="before and after"))
-    # where a run kept its start, before and after are the same files: there is nothing to judge
-    different = [group for group in groups if len(set(group)) == len(group)]
-    return store.create_tasks(different, round_number=1)
 
 
 def language_of(prompt: str) -> str:

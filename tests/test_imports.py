@@ -27,7 +27,6 @@ SEES_GOLD = {  # simulated people, and the comparison after the fact; nothing th
     "rlhf/simulated.py",
     "rlhf/compare.py",
     "rlhf/commands.py",
-    "rlhf/demo.py",
     "rlhf/world.py",
 }
 HEAVY = {
