@@ -179,9 +179,7 @@ def upsample_frames(frames: Tensor, height: int, width: int) -> Tensor:
 def load_generator(path: str | Path) -> DiTGenerator:
     """Read a generator folder; a missing, altered or cut short file is a UserError naming it."""
     from safetensors.torch import load_file
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a bar per text encoder says nothing at these sizes
     path = Path(path)
     if not (path / "generator.json").is_file():
         raise UserError(f"{path} is not a generator folder: it has no generator.json")

@@ -32,6 +32,7 @@ from transformers import (
 from generator.base import Condition
 from reelhf.config import Config
 from reelhf.errors import UserError
+from reelhf.progress import silence_transformers
 
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 CONFIG_NAME = "text.json"
@@ -142,6 +143,7 @@ class TextEncoder(nn.Module):
     @classmethod
     def build(cls, config: TextEncoderConfig, captions: Sequence[str]) -> TextEncoder:
         """From `config.path`, or a fresh model with a tokenizer trained on the captions."""
+        silence_transformers()
         if config.path is not None:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(config.path)

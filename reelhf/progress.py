@@ -39,6 +39,16 @@ def track(iterable: Iterable[T], *, label: str, total: int | None = None) -> Ite
     _show(label, done, total, time.monotonic() - start, terminal, final=True)
 
 
+def silence_transformers() -> None:
+    """No bars of its own from transformers: loading and saving weights is a part of work that has its own line here.
+
+    Called where our code is about to load or save a model with it; importing it is slow.
+    """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def format_seconds(seconds: float) -> str:
     """`8 s`, `3 min 20 s`, `2 h 05 min`."""
     whole = round(seconds)

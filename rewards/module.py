@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from reelhf.config import Config
 from reelhf.errors import UserError
+from reelhf.progress import silence_transformers
 from rewards.base import FrameSelection, RewardScores
 from rewards.preprocess import clamp_straight_through
 from rewards.tokens import encode_texts
@@ -44,6 +45,7 @@ class RewardModule(nn.Module, ABC):
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
+        silence_transformers()
         self.settings, self.tokenizer = config, tokenizer
         self.dimensions = tuple(config.dimensions)
         self.data_hash: str | None = None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -115,3 +119,17 @@ def test_bad_input_is_named(encoder, tmp_path):
         TextEncoder(
             TINY.model_copy(update={"hidden_layer": 7}), encoder.language_model, encoder.tokenizer
         )
+
+
+def test_saving_and_loading_say_nothing_in_the_middle_of_our_own_progress(tmp_path):
+    """In a process of its own: transformers keeps the switch of its bars for good."""
+    code = (
+        "import sys; from generator.text import TextEncoder, TextEncoderConfig as Config\n"
+        "config = Config(hidden_size=32, num_layers=1, mlp_size=48, vocab_size=300)\n"
+        "TextEncoder.load(TextEncoder.build(config, ['a red circle']).save(sys.argv[1]))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=root, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
