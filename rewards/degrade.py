@@ -67,10 +67,13 @@ def noise(frames: Tensor, severity: Tensor, generator: Generator) -> Tensor:
 
 
 def colour(frames: Tensor, severity: Tensor, generator: Generator) -> Tensor:
-    """A colour cast and a loss of contrast over the whole clip."""
-    cast = torch.randn(len(frames), 3, 1, 1, 1, generator=generator) * 0.15
-    grey = frames.mean(dim=(1, 3, 4), keepdim=True)
-    return (_mix(frames, grey, 0.6 * severity) + cast * _per_clip(severity)).clamp(0, 1)
+    """Other colours over the whole clip: a cast, and contrast and saturation too low or too high."""
+    way = F.normalize(torch.randn(len(frames), 5, 1, 1, 1, generator=generator), dim=1)
+    cast, contrast, saturation = (way * _per_clip(severity)).split([3, 1, 1], dim=1)
+    middle = frames.mean(dim=(1, 2, 3, 4), keepdim=True)
+    out = middle + (frames - middle) * contrast.exp()
+    grey = out.mean(dim=1, keepdim=True)
+    return (grey + (out - grey) * (1.5 * saturation).exp() + 0.3 * cast).clamp(0, 1)
 
 
 def flicker(frames: Tensor, severity: Tensor, generator: Generator) -> Tensor:
@@ -151,13 +154,8 @@ def shuffle(frames: Tensor, severity: Tensor, generator: Generator) -> Tensor:
     return _take_frames(frames, place.argsort(dim=1))
 
 
-def jitter(frames: Tensor, severity: Tensor, generator: Generator) -> Tensor:
-    """A picture that shakes: every frame is displaced."""
-    side = min(frames.shape[-2:])
-    reach = severity[:, None, None] * 0.09 * side
-    offsets = (
-        (torch.randn(len(frames), frames.shape[2], 2, generator=generator) * reach).round().long()
-    )
+def _displaced(frames: Tensor, offsets: Tensor) -> Tensor:
+    """Each frame moved by whole pixels (down, right), its border repeated; offsets long [B, F, 2]."""
     rows = (torch.arange(frames.shape[-2]) - offsets[..., :1]).clamp(
         0, frames.shape[-2] - 1
     )  # [B, F, H]
@@ -168,6 +166,25 @@ def jitter(frames: Tensor, severity: Tensor, generator: Generator) -> Tensor:
         clip, frame, :, rows[..., None], columns[:, :, None]
     ]  # [B, F, H, W, 3]
     return out.permute(0, 4, 1, 2, 3)
+
+
+def jitter(frames: Tensor, severity: Tensor, generator: Generator) -> Tensor:
+    """A picture that shakes: every frame is displaced."""
+    side = min(frames.shape[-2:])
+    reach = severity[:, None, None] * 0.09 * side
+    offsets = (
+        (torch.randn(len(frames), frames.shape[2], 2, generator=generator) * reach).round().long()
+    )
+    return _displaced(frames, offsets)
+
+
+def drift(frames: Tensor, severity: Tensor, generator: Generator) -> Tensor:
+    """Everything slides one way, a third of the frame from first to last at most: another speed or another direction."""
+    side, num_frames = min(frames.shape[-2:]), frames.shape[2]
+    angle = 2 * torch.pi * torch.rand(len(frames), generator=generator)
+    way = torch.stack([angle.sin(), angle.cos()], dim=-1) * (0.35 * side * severity)[:, None]
+    time = torch.linspace(-0.5, 0.5, num_frames)
+    return _displaced(frames, (time[:, None] * way[:, None]).round().long())
 
 
 DEGRADATIONS: dict[str, dict[str, Degradation]] = {
@@ -185,7 +202,8 @@ DEGRADATIONS: dict[str, dict[str, Degradation]] = {
         "tear": tear,
         "blocks": blocks,
     },
-    "motion_quality": {"freeze": freeze, "shuffle": shuffle, "jitter": jitter},
+    "motion_quality": {"freeze": freeze, "shuffle": shuffle, "jitter": jitter, "drift": drift},
+    "prompt_following": {"colour": colour},
 }
 """dimension -> the spoilings that hurt it."""
 

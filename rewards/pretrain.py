@@ -314,26 +314,41 @@ def pretrain_foundational(
                 loss = loss + ranking_loss(first, second, margin)
             optimizer.step(loss)
             continue
-        wrong = swapped_captions(batch.index, prompts, generator)
-        # who keeps the right caption has nothing to do with who is spoiled
-        swap = torch.rand(len(clip), generator=generator) < 0.5
-        texts = [w if s else r for r, w, s in zip(right, wrong, swap, strict=True)]
-        texts += [r if s else w for r, w, s in zip(right, wrong, swap, strict=True)]
+        # a copy keeps to the prompt less: by another caption, or by other colours; who has nothing to do with who is spoiled
+        second_is_worse = torch.rand(len(clip), generator=generator) < 0.5
+        texts, worse_by = right + right, torch.ones(len(clip))
+        matched = torch.ones(len(seen), 1, dtype=torch.bool)
+        if step % 2:
+            wrong = swapped_captions(batch.index, prompts, generator)
+            matched = torch.cat([second_is_worse, ~second_is_worse])[:, None]
+            pairs = zip(texts, wrong + wrong, matched[:, 0].tolist(), strict=True)
+            texts = [own if keep else other for own, other, keep in pairs]
+        else:
+            seen, worse_by = recoloured(less, more, second_is_worse, generator)
         fps = torch.full((len(seen),), config.fps * clip.shape[2] / frames.shape[2])
         values, log_probs, is_prompt, words = model.values_and_log_probs(seen, fps, texts)
-        matched = torch.cat([~swap, swap])[:, None]
         loss = -(log_probs * matched).sum() / (is_prompt * matched).sum()
         loss = loss + 0.3 * model.words.loss(words, right + right)
         first, second = values.chunk(2)
         if "prompt_following" in rows:
             score = torch.stack([first, second])[..., rows["prompt_following"]]  # [2, B]
-            better = score.gather(0, swap.long()[None])[0]
-            worse = score.gather(0, (~swap).long()[None])[0]
-            loss = loss + bradley_terry_loss(better, worse).mean()
+            better = score.gather(0, (~second_is_worse).long()[None])[0]
+            worse = score.gather(0, second_is_worse.long()[None])[0]
+            loss = loss + ranking_loss(better, worse, worse_by)
         if "structural_stability" in rows:
             row = rows["structural_stability"]
             loss = loss + ranking_loss(first[:, row], second[:, row], margin)
         optimizer.step(loss)
+
+
+def recoloured(
+    first: Tensor, second: Tensor, second_is_worse: Tensor, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Both copies in other colours, one of them further: (the two, [2 B, 3, F, H, W]; how much further, [B])."""
+    low, high = torch.rand(2, len(first), generator=generator).sort(dim=0).values
+    of_first = torch.where(second_is_worse, low, high)
+    frames, severity = torch.cat([first, second]), torch.cat([of_first, low + high - of_first])
+    return degrade(frames, "prompt_following", severity, generator), high - low
 
 
 def wrong_motion(frames: Tensor, generator: Generator) -> Tensor:

@@ -39,8 +39,10 @@ class CandidatesConfig(Config):
     step_fractions: tuple[PositiveFloat, ...] = (0.25, 0.5, 1.0)
     """The base's sampling steps over those of its checkpoint, drawn per clip. A small generator's clips of one prompt and one
     setting are near copies, and nobody learns from a choice between copies."""
-    guidance_scales: tuple[PositiveFloat, ...] = (1.0, 2.0, 4.0)
+    guidance_scales: tuple[PositiveFloat, ...] = (1.0, 2.0, 3.0)
     """The base's guidance, drawn per clip; a refined clip starts from such a base clip."""
+    refiner_step_fractions: tuple[PositiveFloat, ...] = (0.25, 0.5, 1.0)
+    """The accelerated refiner's steps over those of its checkpoint, drawn per clip."""
     model: str = "toy"
     """Name of the generator in the records."""
     seed: int = 1
@@ -100,41 +102,48 @@ def make_candidates(
         for slot, stage in enumerate(clip_stages)
     ]
     out.mkdir(parents=True, exist_ok=True)
-    settings = draw_samplers(config, base.sampler, len(rows))
+    samplers = draw_samplers(config, base.sampler, refiner.sampler, len(rows))
     checkpoints = {
         stage: sha256_file(stages[stage] / "denoiser.safetensors")[:12] for stage in stages
     }
     written = []
     for stage in (BASE, REFINER):
-        model, low_res = (base, None) if stage == BASE else (refiner, base)
-        own = [(row, s) for row, s in zip(rows, settings, strict=True) if row["stage"] == stage]
-        own.sort(key=lambda pair: settings.index(pair[1]))  # one sampler after the other
+        own = [
+            (row, drawn if stage == REFINER else (drawn[0], None))
+            for row, drawn in zip(rows, samplers, strict=True)
+            if row["stage"] == stage
+        ]
+        order = [drawn for _, drawn in own]
+        own.sort(key=lambda pair: order.index(pair[1]))  # one setting after the other
         frames_of = (
             frames
-            for sampler, group in groupby(own, key=itemgetter(1))
+            for drawn, group in groupby(own, key=itemgetter(1))
             for batch in sample_clips(
-                model,
+                base if stage == BASE else refiner,
                 *zip(*((row["prompt"], row["seed"]) for row, _ in group), strict=True),
-                low_res=low_res,
-                base_sampler=sampler,
+                sampler=drawn[0] if stage == BASE else drawn[1],
+                low_res=None if stage == BASE else base,
+                low_res_sampler=drawn[0],
                 batch_size=config.batch_size,
             )
             for frames in batch
         )
-        for (row, sampler), frames in track(
+        for (row, (of_base, of_refiner)), frames in track(
             zip(own, frames_of, strict=True), label=f"{stage} clips", total=len(own)
         ):
+            fps = base.fps if stage == BASE else refiner.fps
             path = out / f"{row['task']:04d}_{row['seed'] % 100}_{stage}.mp4"
-            write_video(path, frames, model.fps)
+            write_video(path, frames, fps)
             written.append(
                 row
                 | {
                     "path": path.name,
                     "model": config.model,
                     "checkpoint": checkpoints[stage],
-                    "fps": model.fps,
-                    "base_steps": sampler.num_steps,
-                    "base_guidance": sampler.guidance_scale,
+                    "fps": fps,
+                    "base_steps": of_base.num_steps,
+                    "base_guidance": of_base.guidance_scale,
+                    "refiner_steps": of_refiner.num_steps if of_refiner else None,
                 }
             )
     written.sort(key=lambda row: (row["task"], row["seed"]))
@@ -143,17 +152,26 @@ def make_candidates(
     return out
 
 
-def draw_samplers(config: CandidatesConfig, own: SamplerSpec, count: int) -> list[SamplerSpec]:
-    """How the base samples each clip: steps and guidance drawn by the config's seed."""
-    from rlhf.rollout import shorter_sampler
-
+def draw_samplers(
+    config: CandidatesConfig, base: SamplerSpec, refiner: SamplerSpec, count: int
+) -> list[tuple[SamplerSpec, SamplerSpec]]:
+    """How base and refiner sample each clip: steps and guidance drawn by the config's seed."""
     rng = random.Random(f"samplers:{config.seed}")
     drawn = []
     for _ in range(count):
-        steps = max(1, round(own.num_steps * rng.choice(config.step_fractions)))
-        spec = shorter_sampler(own, min(steps, own.num_steps))
-        drawn.append(replace(spec, guidance_scale=rng.choice(config.guidance_scales)))
+        of_base = with_fewer_steps(base, rng.choice(config.step_fractions))
+        of_base = replace(of_base, guidance_scale=rng.choice(config.guidance_scales))
+        drawn.append(
+            (of_base, with_fewer_steps(refiner, rng.choice(config.refiner_step_fractions)))
+        )
     return drawn
+
+
+def with_fewer_steps(own: SamplerSpec, fraction: float) -> SamplerSpec:
+    """A part of the sampler's steps, at least one and never more than it has."""
+    from rlhf.rollout import shorter_sampler
+
+    return shorter_sampler(own, min(own.num_steps, max(1, round(own.num_steps * fraction))))
 
 
 def read_manifest(folder: Path) -> list[dict]:
@@ -167,14 +185,15 @@ def sample_clips(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
+    sampler: SamplerSpec | None = None,
     low_res: VideoBackbone | None = None,
-    base_sampler: SamplerSpec | None = None,
+    low_res_sampler: SamplerSpec | None = None,
     batch_size: int = 32,
 ) -> Iterator[Tensor]:
-    """Clips of `model` as it would be deployed, batch by batch: float [B, 3, F, H, W] in [0, 1].
+    """Clips of `model`, by its own sampler unless another is given, batch by batch: float [B, 3, F, H, W] in [0, 1].
 
     The same prompt and seed give the same noise whatever the batch. A refiner gets the clip that `low_res` makes of the
-    same prompt and seed. `base_sampler` replaces the base's own, whether the base is `model` or `low_res`.
+    same prompt and seed, by `low_res_sampler` if given.
     """
     from generator.sampling import sample_frames
 
@@ -186,12 +205,11 @@ def sample_clips(
         task = None
         if low_res is not None:
             small = sample_frames(
-                low_res, batch, own_seeds, sampler=base_sampler, batch_size=batch_size
+                low_res, batch, own_seeds, sampler=low_res_sampler, batch_size=batch_size
             )
             task = model.low_res_task(small, *model.frame_shape[1:])
-        own_sampler = base_sampler if low_res is None else None
         yield sample_frames(
-            model, batch, own_seeds, task=task, sampler=own_sampler, batch_size=batch_size
+            model, batch, own_seeds, task=task, sampler=sampler, batch_size=batch_size
         )
 
 

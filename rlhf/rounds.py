@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
@@ -56,6 +57,8 @@ class LoopConfig(Config):
     candidates: CandidatesConfig = CandidatesConfig()
     judging: JudgingConfig = JudgingConfig()
     reward_backbones: PretrainConfig = PretrainConfig()
+    held_out_backbones: PretrainConfig | None = None
+    """What the held-out rewards start from. None: the same backbones, in less time; but then both are fooled by the same pixels."""
     rewards: RewardTrainConfig = RewardTrainConfig()
     held_out_rewards: RewardTrainConfig = RewardTrainConfig()
     """Another seed; annotators and prompts are disjoint from those of `rewards`."""
@@ -189,190 +192,232 @@ def run_round(
     suffix: str = "",
 ) -> RoundStages:
     """Candidates -> verdicts -> rewards and held-out rewards -> RLHF of base and refiner -> compare both."""
-    prompts = world.prompts
+    one = _Round(config, world, runner, suffix)
 
     # 1. Clips of both stages of the model, judged per dimension.
-    candidates = runner.run(
-        f"candidates{suffix}",
-        lambda out: world.make_candidates(
-            config.candidates, stages={BASE: base.path, REFINER: student.path}, out=out
-        ),
-        config=config.candidates,
-        inputs={"base": base, "student": student, "prompts": [prompts.feedback, prompts.held_out]},
-        source=("rlhf.candidates", "rlhf.world"),
-    )
+    candidates = one.make_candidates(base, student)
     judging = judge(runner, suffix, candidates)
-    preferences, groups = judging.path / PREFERENCES, read_groups(judging.path)
+    groups = read_groups(judging.path)
+    feedback = {"annotators": groups.feedback_annotators, "prompt_ids": groups.feedback_prompt_ids}
+    held_out = {"annotators": groups.held_out_annotators, "prompt_ids": groups.held_out_prompt_ids}
 
-    # 2. Three reward models learn those verdicts; three more, of other annotators and prompts, only watch.
-    backbones = runner.run(
-        "reward_backbones",
-        lambda out: pretrain_backbones(config.reward_backbones, clips, out),
-        config=config.reward_backbones,
-        inputs={"clips": base},  # the base's key covers the clips
-        source="rewards.pretrain",
+    # 2. Three reward models learn those verdicts; three more, of other annotators and prompts, only watch. Each is measured
+    #    on what the other was taught.
+    backbones = one.pretrain("reward_backbones", config.reward_backbones, clips, base)
+    other_backbones = backbones
+    if config.held_out_backbones is not None:
+        other_backbones = one.pretrain("held_out_backbones", config.held_out_backbones, clips, base)
+    rewards = one.learn("rewards", config.rewards, judging, backbones, feedback)
+    watching = one.learn(
+        "held_out_rewards", config.held_out_rewards, judging, other_backbones, held_out
     )
-    rewards = runner.run(
-        f"rewards{suffix}",
-        lambda out: train_rewards(
-            config.rewards,
-            preferences,
-            backbones.path,
-            out,
-            annotators=groups.feedback_annotators,
-            prompt_ids=groups.feedback_prompt_ids,
-            splits=None,
-        ),
-        config=config.rewards,
-        inputs={"judging": judging, "backbones": backbones},
-        source="rewards.train",
-    )
-    held_out = runner.run(
-        f"held_out_rewards{suffix}",
-        lambda out: train_rewards(
-            config.held_out_rewards,
-            preferences,
-            backbones.path,
-            out,
-            annotators=groups.held_out_annotators,
-            prompt_ids=groups.held_out_prompt_ids,
-            splits=None,
-        ),
-        config=config.held_out_rewards,
-        inputs={"judging": judging, "backbones": backbones},
-        source="rewards.train",
-    )
-    # each is measured on the other's prompts and annotators: nothing that taught it
-    evaluations = [
-        _evaluate_rewards(world, runner, f"{name}_evaluation{suffix}", trained, judging, who, ids)
-        for name, trained, who, ids in (
-            ("rewards", rewards, groups.held_out_annotators, groups.held_out_prompt_ids),
-            ("held_out", held_out, groups.feedback_annotators, groups.feedback_prompt_ids),
-        )
-    ]
+    rewards_evaluation = one.evaluate("rewards_evaluation", rewards, judging, held_out)
+    held_out_evaluation = one.evaluate("held_out_evaluation", watching, judging, feedback)
 
     # 3. Maximise the rewards: first the base, then the accelerated refiner on clips of the improved base.
-    direct = [
-        run.model_copy(update={"seed": run.seed + config.seed})
-        for run in (config.rlhf_base, config.rlhf_refiner)
-    ]
-    rlhf_base = runner.run(
-        f"rlhf_base{suffix}",
-        lambda out: train_direct(
-            direct[0],
-            generator=base.path,
-            rewards=rewards.path,
-            held_out=held_out.path,
-            prompts=list(prompts.training),
-            validation_prompts=list(prompts.validation),
-            out=out,
-        ),
-        config=direct[0],
-        inputs={
-            "base": base,
-            "rewards": rewards,
-            "held_out": held_out,
-            "prompts": [prompts.training, prompts.validation],
-        },
-        source="rlhf.direct",
-    )
-    rlhf_refiner = runner.run(
-        f"rlhf_refiner{suffix}",
-        lambda out: train_direct(
-            direct[1],
-            generator=student.path,
-            rewards=rewards.path,
-            held_out=held_out.path,
-            prompts=list(prompts.training),
-            validation_prompts=list(prompts.validation),
-            low_res_generator=rlhf_base.path,
-            out=out,
-        ),
-        config=direct[1],
-        inputs={
-            "student": student,
-            "low_res": rlhf_base,
-            "rewards": rewards,
-            "held_out": held_out,
-            "prompts": [prompts.training, prompts.validation],
-        },
-        source="rlhf.direct",
+    scored_by = {"rewards": rewards, "held_out": watching}
+    rlhf_base = one.maximise("rlhf_base", config.rlhf_base, base, **scored_by)
+    rlhf_refiner = one.maximise(
+        "rlhf_refiner", config.rlhf_refiner, student, low_res=rlhf_base, **scored_by
     )
 
     # 4. Compare on prompts that nothing has seen; gold of the curves only now, from the saved samples.
-    compared = [
-        runner.run(
-            f"compare_{name}{suffix}",
-            lambda out, settings=settings, run=run, before=before, after=after, low=low: compare(
-                settings,
-                before=before.path,
-                after=after.path,
-                prompts=list(prompts.test),
-                rewards=rewards.path,
-                held_out=held_out.path,
-                weights=run.reward_weights,
-                low_res_generator=None if low is None else low.path,
-                gold=world.gold,
-                out=out,
-            ),
-            config=settings,
-            inputs={
-                "before": before,
-                "after": after,
-                "low_res": low,
-                "rewards": rewards,
-                "held_out": held_out,
-                "prompts": prompts.test,
-            },
-            source=("rlhf.compare", *world.gold_source),
-        )
-        for name, settings, run, before, after, low in (
-            ("base", config.compare_base, direct[0], base, rlhf_base, None),
-            ("refiner", config.compare_refiner, direct[1], student, rlhf_refiner, rlhf_base),
-        )
-    ]
+    weights = config.rlhf_base.reward_weights, config.rlhf_refiner.reward_weights
+    compare_base = one.compare(
+        "compare_base", config.compare_base, (base, rlhf_base), weights[0], **scored_by
+    )
+    compare_refiner = one.compare(
+        "compare_refiner",
+        config.compare_refiner,
+        (student, rlhf_refiner),
+        weights[1],
+        low_res=rlhf_base,
+        **scored_by,
+    )
     return RoundStages(
         candidates=candidates,
         judging=judging,
         backbones=backbones,
         rewards=rewards,
-        held_out_rewards=held_out,
-        rewards_evaluation=evaluations[0],
-        held_out_evaluation=evaluations[1],
+        held_out_rewards=watching,
+        rewards_evaluation=rewards_evaluation,
+        held_out_evaluation=held_out_evaluation,
         rlhf_base=rlhf_base,
         rlhf_refiner=rlhf_refiner,
-        compare_base=compared[0],
-        compare_refiner=compared[1],
-        gold_base=_gold_curve(config, world, runner, "base", rlhf_base, suffix),
-        gold_refiner=_gold_curve(config, world, runner, "refiner", rlhf_refiner, suffix),
+        compare_base=compare_base,
+        compare_refiner=compare_refiner,
+        gold_base=one.gold_curve("gold_base", rlhf_base),
+        gold_refiner=one.gold_curve("gold_refiner", rlhf_refiner),
     )
 
 
-def _evaluate_rewards(
-    world: World,
-    runner: StageRunner,
-    name: str,
-    trained: Stage,
-    judging: Stage,
-    annotators: Collection[str] | None,
-    prompt_ids: Collection[str],
-) -> Stage:
-    """Accuracy on prompts and annotators these rewards never met, beside the ceiling that the annotators' noise sets."""
-    preferences = judging.path / PREFERENCES
-    chosen = {"annotators": annotators, "prompt_ids": prompt_ids}
+@dataclass(frozen=True)
+class _Round:
+    """The stages of one round: what each calls, and what its result depends on."""
 
-    def evaluate(out: Path) -> None:
-        ceiling = None
-        if world.gold is not None:
-            ceiling = reward_ceiling(preferences, world.gold, **chosen)
-        evaluate_rewards(trained.path, preferences, out, ceiling=ceiling, split=None, **chosen)
+    config: LoopConfig
+    world: World
+    runner: StageRunner
+    suffix: str
 
-    return runner.run(
-        name,
-        evaluate,
-        inputs={"rewards": trained, "judging": judging},
-        source=("rewards.evaluate", "rlhf.simulated", *world.gold_source),
-    )
+    def make_candidates(self, base: Stage, student: Stage) -> Stage:
+        prompts = self.world.prompts
+        return self.runner.run(
+            f"candidates{self.suffix}",
+            lambda out: self.world.make_candidates(
+                self.config.candidates, stages={BASE: base.path, REFINER: student.path}, out=out
+            ),
+            config=self.config.candidates,
+            inputs={
+                "base": base,
+                "student": student,
+                "prompts": [prompts.feedback, prompts.held_out],
+            },
+            source=("rlhf.candidates", "rlhf.world"),
+        )
+
+    def pretrain(self, name: str, config: PretrainConfig, clips: Path, base: Stage) -> Stage:
+        """Backbones know nothing of a round: they are made once."""
+        return self.runner.run(
+            name,
+            lambda out: pretrain_backbones(config, clips, out),
+            config=config,
+            inputs={"clips": base},  # the base's key covers the clips
+            source="rewards.pretrain",
+        )
+
+    def learn(
+        self,
+        name: str,
+        config: RewardTrainConfig,
+        judging: Stage,
+        backbones: Stage,
+        taught_by: Mapping[str, Any],
+    ) -> Stage:
+        return self.runner.run(
+            f"{name}{self.suffix}",
+            lambda out: train_rewards(
+                config,
+                judging.path / PREFERENCES,
+                backbones.path,
+                out,
+                splits=None,
+                **taught_by,
+            ),
+            config=config,
+            inputs={"judging": judging, "backbones": backbones},
+            source="rewards.train",
+        )
+
+    def evaluate(
+        self, name: str, trained: Stage, judging: Stage, judged_by: Mapping[str, Any]
+    ) -> Stage:
+        """Accuracy on prompts and annotators these rewards never met, beside the ceiling that the annotators' noise sets."""
+        preferences, gold = judging.path / PREFERENCES, self.world.gold
+
+        def evaluate(out: Path) -> None:
+            ceiling = None if gold is None else reward_ceiling(preferences, gold, **judged_by)
+            evaluate_rewards(
+                trained.path, preferences, out, ceiling=ceiling, split=None, **judged_by
+            )
+
+        return self.runner.run(
+            f"{name}{self.suffix}",
+            evaluate,
+            inputs={"rewards": trained, "judging": judging},
+            source=("rewards.evaluate", "rlhf.simulated", *self.world.gold_source),
+        )
+
+    def maximise(
+        self,
+        name: str,
+        config: DirectConfig,
+        generator: Stage,
+        *,
+        rewards: Stage,
+        held_out: Stage,
+        low_res: Stage | None = None,
+    ) -> Stage:
+        prompts = self.world.prompts
+        settings = config.model_copy(update={"seed": config.seed + self.config.seed})
+        return self.runner.run(
+            f"{name}{self.suffix}",
+            lambda out: train_direct(
+                settings,
+                generator=generator.path,
+                rewards=rewards.path,
+                held_out=held_out.path,
+                prompts=list(prompts.training),
+                validation_prompts=list(prompts.validation),
+                low_res_generator=None if low_res is None else low_res.path,
+                out=out,
+            ),
+            config=settings,
+            inputs={
+                "generator": generator,
+                "low_res": low_res,
+                "rewards": rewards,
+                "held_out": held_out,
+                "prompts": [prompts.training, prompts.validation],
+            },
+            source="rlhf.direct",
+        )
+
+    def compare(
+        self,
+        name: str,
+        config: CompareConfig,
+        before_after: tuple[Stage, Stage],
+        weights: Mapping[str, float],
+        *,
+        rewards: Stage,
+        held_out: Stage,
+        low_res: Stage | None = None,
+    ) -> Stage:
+        prompts, (before, after) = list(self.world.prompts.test), before_after
+        return self.runner.run(
+            f"{name}{self.suffix}",
+            lambda out: compare(
+                config,
+                before=before.path,
+                after=after.path,
+                prompts=prompts,
+                rewards=rewards.path,
+                held_out=held_out.path,
+                weights=weights,
+                low_res_generator=None if low_res is None else low_res.path,
+                gold=self.world.gold,
+                out=out,
+            ),
+            config=config,
+            inputs={
+                "before": before,
+                "after": after,
+                "low_res": low_res,
+                "rewards": rewards,
+                "held_out": held_out,
+                "prompts": prompts,
+            },
+            source=("rlhf.compare", *self.world.gold_source),
+        )
+
+    def gold_curve(self, name: str, run: Stage) -> Stage | None:
+        gold, config = self.world.gold, self.config
+        if gold is None:
+            return None
+        prompts = list(self.world.prompts.validation)
+
+        def measure(out: Path) -> None:
+            out.mkdir(parents=True, exist_ok=True)
+            rows = gold_curve(run_folder(run), gold, prompts=prompts, fps=config.base.fps)
+            (out / "gold_curve.json").write_text(json.dumps(rows, indent=1))
+
+        return self.runner.run(
+            f"{name}{self.suffix}",
+            measure,
+            inputs={"run": run},
+            source=("rlhf.compare", *self.world.gold_source),
+        )
 
 
 def reward_ceiling(
@@ -402,27 +447,6 @@ def reward_ceiling(
         total = sum(one["n"] for one in counted)
         ceiling[dimension] = sum(one["accuracy"] * one["n"] for one in counted) / total
     return ceiling
-
-
-def _gold_curve(
-    config: LoopConfig, world: World, runner: StageRunner, name: str, run: Stage, suffix: str
-) -> Stage | None:
-    gold = world.gold
-    if gold is None:
-        return None
-    prompts = list(world.prompts.validation)
-
-    def measure(out: Path) -> None:
-        out.mkdir(parents=True, exist_ok=True)
-        rows = gold_curve(run_folder(run), gold, prompts=prompts, fps=config.base.fps)
-        (out / "gold_curve.json").write_text(json.dumps(rows, indent=1))
-
-    return runner.run(
-        f"gold_{name}{suffix}",
-        measure,
-        inputs={"run": run},
-        source=("rlhf.compare", *world.gold_source),
-    )
 
 
 def run_folder(stage: Stage) -> Path:
