@@ -317,9 +317,9 @@ def render(scene: Scene, *, num_frames: int, size: int, fps: float, seed: int = 
 # Splits and the data set
 
 _SPLIT_SHARES: dict[Split, int] = {
-    "train": 42,
+    "train": 40,
     "feedback": 28,
-    "held_out": 10,
+    "held_out": 12,
     "validation": 6,
     "test": 14,
 }
