@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ from generator.text import TextEncoder
 from generator.vae import VideoVAE
 from reelhf.errors import UserError
 from reelhf.run import seal, verify
+
+if TYPE_CHECKING:
+    from generator.adapters.base import DiffusersBackbone
 
 GENERATOR_FORMAT = 1
 
@@ -176,10 +180,17 @@ def upsample_frames(frames: Tensor, height: int, width: int) -> Tensor:
     return flat.unflatten(0, (batch, num_frames)).transpose(1, 2)
 
 
-def load_generator(path: str | Path) -> DiTGenerator:
-    """Read a generator folder; a missing, altered or cut short file is a UserError naming it."""
+def load_generator(path: str | Path) -> DiTGenerator | DiffusersBackbone:
+    """Read a generator folder, a diffusers folder or a hub id.
+
+    A missing, altered or cut short file of a folder of ours is a UserError naming it.
+    """
     from safetensors.torch import load_file
 
+    from generator.adapters import is_diffusers, load_diffusers
+
+    if is_diffusers(path):
+        return load_diffusers(path)
     path = Path(path)
     if not (path / "generator.json").is_file():
         raise UserError(f"{path} is not a generator folder: it has no generator.json")

@@ -14,6 +14,7 @@ from reelhf.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from generator.adapters.base import DiffusersBackbone
     from generator.checkpoint import DiTGenerator
     from reelhf.config import Config
 
@@ -86,8 +87,14 @@ def train(
 
 @app.command()
 def sample(
-    generator: Annotated[Path, typer.Argument(help="folder of a base generator")],
     out: Annotated[Path, typer.Option(help="folder for the clips and their captions.jsonl")],
+    generator: Annotated[
+        Path | None, typer.Argument(help="folder of a base generator", show_default=False)
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="in its place: a diffusers folder or hub id (Wan, LTX, CogVideoX)"),
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="text file, one prompt per line")] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="a prompt; may be given several times")
@@ -97,11 +104,23 @@ def sample(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="clips per prompt")] = 1,
     first_seed: Annotated[int, typer.Option(help="seed of the first of them")] = 0,
+    frames: Annotated[int | None, typer.Option(min=1, help="per clip (diffusers)")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="in pixels (diffusers)")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="in pixels (diffusers)")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="denoiser steps (diffusers)")] = None,
+    guidance: Annotated[float | None, typer.Option(help="guidance scale (diffusers)")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
 ) -> None:
-    """Make clips with a base generator; the result is a folder of captioned clips like any other."""
+    """Make clips with a base generator; the result is a folder of captioned clips like any other.
+
+    A generator folder carries its clip size and its sampler. A diffusers model starts from its family's, and takes others.
+    """
     texts = _prompts(prompts, prompt)
-    backbone = _load(generator, "base")
+    if (generator is None) == (model is None):
+        raise UserError("name one generator: its folder, or --model with a diffusers folder or id")
+    backbone = _configured(
+        _load(generator or model, "base"), (frames, height, width), steps, guidance
+    )
     jobs = [(text, first_seed + k) for text in texts for k in range(seeds)]
     first_frame = None if image is None else _first_frame(image, backbone.frame_shape)
 
@@ -196,7 +215,7 @@ def _prompts(file: Path | None, given: list[str] | None) -> list[str]:
     return texts
 
 
-def _load(folder: Path, role: str) -> DiTGenerator:
+def _load(folder: Path, role: str) -> DiTGenerator | DiffusersBackbone:
     from generator.checkpoint import load_generator
     from reelhf.engine import device
 
@@ -204,6 +223,29 @@ def _load(folder: Path, role: str) -> DiTGenerator:
     if backbone.role != role:
         raise UserError(f"{folder} is a {backbone.role} generator; this command needs a {role}")
     return backbone.to(device())
+
+
+def _configured(
+    backbone: DiTGenerator | DiffusersBackbone,
+    size: tuple[int | None, int | None, int | None],
+    steps: int | None,
+    guidance: float | None,
+) -> DiTGenerator | DiffusersBackbone:
+    """A diffusers model at the size and with the sampler that the options name."""
+    if (*size, steps, guidance) == (None,) * 5:
+        return backbone
+    if not hasattr(backbone, "configured"):
+        raise UserError(
+            "--frames, --height, --width, --steps and --guidance are for diffusers models; "
+            "a generator folder carries its own"
+        )
+    own = backbone.frame_shape
+    num_frames, height, width = (
+        value if given is None else given for given, value in zip(size, own, strict=True)
+    )
+    return backbone.configured(
+        frame_shape=(num_frames, height, width), num_steps=steps, guidance_scale=guidance
+    )
 
 
 def _first_frame(image: Path, frame_shape: tuple[int, int, int]) -> Tensor:
@@ -220,7 +262,11 @@ def _columns(jobs: list[tuple[str, int]]) -> tuple[list[str], list[int]]:
 
 
 def _write_clips(
-    backbone: DiTGenerator, jobs: list[tuple[str, int]], clips_of: Any, out: Path, batch_size: int
+    backbone: DiTGenerator | DiffusersBackbone,
+    jobs: list[tuple[str, int]],
+    clips_of: Any,
+    out: Path,
+    batch_size: int,
 ) -> None:
     """Batch by batch, `<index>_seed<seed>.mp4` and a captions.jsonl beside them."""
     from reelhf.progress import track
