@@ -20,8 +20,8 @@ app = typer.Typer(
 config_command(
     app,
     "train",
-    "rlhf.direct:DirectRun",
-    "rlhf.direct:run_direct",
+    "rlhf.direct_run:DirectRun",
+    "rlhf.direct_run:run_direct",
     help="Direct reward maximisation of a base generator or of an accelerated refiner.",
     next_step="reelhf rlhf compare --after {out} --before GENERATOR --prompts FILE --rewards DIR --held-out DIR --out DIR",
 )
@@ -59,7 +59,8 @@ def compare_folders(
     from generator.toygold import measure
     from generator.toyworld import scene_from_caption
     from rlhf.compare import compare
-    from rlhf.direct import DirectConfig, read_prompts
+    from rlhf.direct import DirectConfig
+    from rlhf.direct_run import read_prompts
 
     texts = read_prompts(prompts)
     has_gold = all(scene_from_caption(text) is not None for text in texts)

@@ -9,14 +9,9 @@ A run that was killed and started again, on the same number of processes, ends b
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,15 +26,10 @@ from reelhf.engine import (
     Engine,
     EngineConfig,
     OptimizerConfig,
-    all_reduce_sum,
-    barrier,
     device,
     global_mean_scale,
     init_distributed,
-    is_main,
-    rng_state,
     seed_everything,
-    set_rng_state,
     world_size,
 )
 from reelhf.errors import UserError
@@ -53,12 +43,12 @@ from rlhf.examples import (
     Examples,
     draw_seed,
     local_part,
-    low_res_clips,
-    prepare_examples,
     prompt_rows,
     real_latents,
+    training_examples,
+    validation_examples,
 )
-from rlhf.hacking import HackingConfig, HackingMonitor, motion_amplitude
+from rlhf.hacking import HackingConfig, HackingMonitor, validation_ranges
 from rlhf.losses import (
     low_res_consistency_loss,
     out_of_range_loss,
@@ -66,7 +56,9 @@ from rlhf.losses import (
     valid_sum,
     velocity_anchor_loss,
 )
+from rlhf.policy import load_state, move_to_device, save_policy, save_state
 from rlhf.rollout import (
+    GradedSteps,
     GradientMode,
     anchor_sigmas,
     draw_graded_steps,
@@ -75,6 +67,7 @@ from rlhf.rollout import (
     shorter_sampler,
     two_stage_gradient,
 )
+from rlhf.telemetry import Clock, batch_metrics, wandb_mirror
 from rlhf.validation import KeepBest, keep_best_score, validate
 
 if TYPE_CHECKING:
@@ -165,52 +158,6 @@ class DirectConfig(Config):
         return self
 
 
-class DirectRun(DirectConfig):
-    """The same with the paths of what it reads: one YAML, one run."""
-
-    generator: Path
-    """Folder of the generator to improve: a base, or an accelerated refiner."""
-    rewards: Path
-    """Folder of the rewards that are maximised."""
-    held_out: Path
-    """Folder of rewards trained with another seed on other annotators and prompts: watched, never differentiated."""
-    prompts: Path
-    """Text file, one training prompt per line."""
-    validation_prompts: Path
-    """Text file, one validation prompt per line; none of them may be a training prompt."""
-    low_res_generator: Path | None = None
-    """Refiner: the base generator that makes its low-resolution clips."""
-    clips: Path | None = None
-    """Folder of captioned clips for `flow_matching_weight`."""
-
-
-def run_direct(run: DirectRun, *, out: Path) -> Path:
-    """`train_direct` from one config with paths; what `reelhf rlhf train` calls."""
-    settings = run.model_dump(include=set(DirectConfig.model_fields))
-    return train_direct(
-        DirectConfig.model_validate(settings),
-        generator=run.generator,
-        rewards=run.rewards,
-        held_out=run.held_out,
-        prompts=read_prompts(run.prompts),
-        validation_prompts=read_prompts(run.validation_prompts),
-        low_res_generator=run.low_res_generator,
-        clips=run.clips,
-        out=out,
-    )
-
-
-def read_prompts(path: Path) -> list[str]:
-    """The non-empty lines of a text file."""
-    if not path.is_file():
-        raise UserError(f"no prompt file at {path}; expected a text file with one prompt per line")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise UserError(f"{path} holds no prompt; expected one per line")
-    return prompts
-
-
 def train_direct(
     config: DirectConfig,
     *,
@@ -259,7 +206,7 @@ def maximise_reward(
     clips: Path | None = None,
     inputs: Mapping[str, str] | None = None,
 ) -> Path:
-    """The run itself, on models in memory. `DirectRun` says what the arguments are; returns `out/best`.
+    """The run itself, on models in memory. `rlhf.direct_run.DirectRun` says what the arguments are; returns `out/best`.
 
     `inputs` (name -> content hash) are kept in every checkpoint: a run goes on only with what it began with.
     """
@@ -270,69 +217,33 @@ def maximise_reward(
     mirror = wandb_mirror(run) if config.wandb else None
     for model in (backbone, base):
         move_to_device(model)
-    examples = training_examples(config, backbone, reward, judge, prompts, base, run)
-    validation = validation_examples(config, backbone, reward, judge, validation_prompts, base, run)
-    real = None if clips is None else real_latents(backbone, clips, config.seed)
-
-    sampler = shorter_sampler(backbone.sampler, config.rollout_steps)
-    reference = deepcopy(backbone.denoiser).requires_grad_(False)
-    ema = Ema(backbone.denoiser, config.ema_decay)  # before the engine: ZeRO-3 splits the weights
-    batch_size = config.prompts_per_step // world_size()
-    engine = Engine(
-        backbone.denoiser,
-        config.optimizer,
-        EngineConfig(zero_stage=config.zero_stage, bf16=config.bf16, micro_batch_size=batch_size),
+    given = backbone, reward, judge
+    examples = training_examples(
+        *given,
+        prompts,
+        base,
+        seed=config.seed,
+        num_low_res_clips=config.num_low_res_clips,
+        cache=run.path,
     )
-    monitor = HackingMonitor(config.hacking, validation_ranges(reward))
-    prompt_hashes = {"prompts": content_hash([list(prompts), list(validation_prompts)])}
-    state = load_state(run, engine, ema, monitor, {**(inputs or {}), **prompt_hashes})
-
-    def velocity(
-        denoiser: nn.Module | Engine, noisy: Tensor, sigma: Tensor, batch: Examples
-    ) -> Tensor:
-        """What the sampler follows, guidance included."""
-        scale = sampler.guidance_scale
-        return backbone.velocity(
-            denoiser, noisy, sigma, batch.condition, batch.task, guidance_scale=scale
-        )
-
-    def validate_and_keep_best(step: int) -> dict[str, float]:
-        found = validate(
-            backbone,
-            ema.module,
-            reward,
-            judge,
-            validation,
-            seed=config.seed,
-            batch_size=config.validation_batch,
-            num_samples=config.num_samples,
-        )
-        for index, clip in enumerate(found.samples):
-            write_video(run.sample_path(step, f"validation_{index:02d}.mp4"), clip, backbone.fps)
-        alarms = monitor.observe(found.reading(reward.dimensions))
-        state.first = state.first or found.metrics
-        score = keep_best_score(
-            config.keep_best, found.metrics, state.first, config.reward_weights, alarms
-        )
-        if score is not None and (state.best_score is None or score > state.best_score):
-            state.best_score, state.best_step = score, step
-            save_policy(backbone, ema.module, run.path / "best")
-        return found.metrics | {
-            "hacking/alarms": float(len(alarms)),
-            "best/score": state.best_score or 0.0,
-            "best/step": float(state.best_step),
-        }
+    validation = validation_examples(
+        *given, validation_prompts, base, seed=config.seed, cache=run.path
+    )
+    real = None if clips is None else real_latents(backbone, clips, config.seed)
+    prompt_hash = {"prompts": content_hash([list(prompts), list(validation_prompts)])}
+    policy = Policy(config, backbone, reward, judge, run, {**(inputs or {}), **prompt_hash})
+    state = policy.state
 
     if state.step == 0:
-        run.log(0, validate_and_keep_best(0))
-    steps = range(state.step + 1, 1 + (state.step if monitor.should_stop else config.num_steps))
-    for step in track(steps, label=f"direct RLHF of the {backbone.role}"):
+        run.log(0, policy.validate_and_keep_best(0, validation))
+    last = state.step if policy.monitor.should_stop else config.num_steps
+    for step in track(range(state.step + 1, last + 1), label=f"direct RLHF of the {backbone.role}"):
         clock = Clock()
 
         # 1. Roll out this process's part of the global batch, with a gradient through the graded steps only.
         draws = torch.Generator().manual_seed(draw_seed(config.seed, "step", step))
         graded = draw_graded_steps(
-            sampler, config.gradient, config.graded_steps, config.gradient_band, draws
+            policy.sampler, config.gradient, config.graded_steps, config.gradient_band, draws
         )
         selections = reward.select(backbone.frame_shape[0], backbone.fps, draws)
         seeds = local_part(
@@ -342,15 +253,7 @@ def maximise_reward(
         batch = examples.take(local_part(rows))
         noise = batch.noise(seeds)
         with clock("rollout"):
-            latents = rollout(
-                backbone,
-                engine,
-                batch.condition,
-                batch.task,
-                noise,
-                sampler=sampler,
-                graded=graded,
-            )
+            latents = policy.roll_out(batch, noise, graded)
 
         # 2. Score what a viewer would see; carry the gradient from the pixels back to the latents.
         with clock("reward"):
@@ -361,52 +264,142 @@ def maximise_reward(
                 chunk_size=config.decode_chunk,
                 truncate_state=config.truncate_state,
             )
-        scores: CompositeScores = pixels.scores
+        valid = pixels.scores.valid
         with clock("update"):
             surrogate = surrogate_loss(latents, pixels.latent_gradient)
 
             # 3. Anchor the velocity to the frozen reference, at a random sigma of the clips just made.
-            sigma = anchor_sigmas(sampler, noise.generators("anchor")).to(latents)
-            noisy = add_noise(latents.detach(), noise(ANCHOR_STREAM), sigma)
-            with torch.no_grad():
-                reference_velocity = velocity(reference, noisy, sigma, batch)
-            anchor = velocity_anchor_loss(velocity(engine, noisy, sigma, batch), reference_velocity)
+            anchor = policy.anchor(latents.detach(), noise, batch)
 
             # 4. One loss, one backward, one step: a mean over the valid clips of all processes.
-            scale = global_mean_scale(scores.valid.sum())
-            loss = scale * valid_sum(surrogate + config.anchor_weight * anchor, scores.valid)
+            scale = global_mean_scale(valid.sum())
+            loss = scale * valid_sum(surrogate + config.anchor_weight * anchor, valid)
             if real is not None:
                 cursor = prompt_rows(
                     state.cursor, config.prompts_per_step, len(real.latents), config.seed
                 )
-                flow_matching = real.loss(backbone, engine, local_part(cursor), seeds).mean()
+                flow_matching = real.loss(backbone, policy.engine, local_part(cursor), seeds).mean()
                 loss = loss + config.flow_matching_weight * flow_matching
-            engine.backward(loss)
-            update = engine.step()
-            ema.update(engine.module)
+            update = policy.update(loss)
         state.step, state.cursor = step, state.cursor + config.prompts_per_step
 
         # 5. Report; validate and keep the best; save.
-        metrics = batch_metrics(scores, anchor, pixels.latent_gradient, pixels.frames) | update
+        metrics = batch_metrics(pixels.scores, anchor, pixels.latent_gradient, pixels.frames)
+        metrics |= update
         is_last = step == config.num_steps
         if is_last or step % config.validate_every == 0:
             with clock("validation"):
-                metrics |= validate_and_keep_best(step)
+                metrics |= policy.validate_and_keep_best(step, validation)
         run.log(step, metrics | clock.metrics())
         if mirror is not None:
             mirror(step, metrics)
-        stopping = is_last or monitor.should_stop
+        stopping = is_last or policy.monitor.should_stop
         if stopping or step % config.checkpoint_every == 0:
-            run.save_checkpoint(
-                step,
-                lambda folder: save_state(folder, engine, ema, monitor, state),
-                keep=config.keep_checkpoints,
-            )
+            run.save_checkpoint(step, policy.save, keep=config.keep_checkpoints)
         if stopping:
             break
 
-    save_policy(backbone, ema.module, run.path / "last")
+    save_policy(backbone, policy.ema.module, run.path / "last")
     return run.path / "best"
+
+
+class Policy:
+    """The denoiser in training beside its frozen start: how it samples, moves, is validated, kept and restored."""
+
+    def __init__(
+        self,
+        config: DirectConfig,
+        backbone: VideoBackbone,
+        reward: CompositeReward,
+        judge: CompositeReward,
+        run: RunFolder,
+        inputs: dict[str, str],
+    ) -> None:
+        self.config, self.backbone, self.run = config, backbone, run
+        self.reward, self.judge = reward, judge
+        self.sampler = shorter_sampler(backbone.sampler, config.rollout_steps)
+        self.reference = deepcopy(backbone.denoiser).requires_grad_(False)
+        # before the engine: ZeRO-3 splits the weights
+        self.ema = Ema(backbone.denoiser, config.ema_decay)
+        own_batch = config.prompts_per_step // world_size()
+        self.engine = Engine(
+            backbone.denoiser,
+            config.optimizer,
+            EngineConfig(
+                zero_stage=config.zero_stage, bf16=config.bf16, micro_batch_size=own_batch
+            ),
+        )
+        self.monitor = HackingMonitor(config.hacking, validation_ranges(reward))
+        self.state = load_state(run, self.engine, self.ema, self.monitor, inputs)
+
+    def roll_out(self, batch: Examples, noise: ClipNoise, graded: GradedSteps) -> Tensor:
+        """Clean latents [B, C, T, h, w] with the graph that `graded` asks for."""
+        return rollout(
+            self.backbone,
+            self.engine,
+            batch.condition,
+            batch.task,
+            noise,
+            sampler=self.sampler,
+            graded=graded,
+        )
+
+    def anchor(self, clean: Tensor, noise: ClipNoise, batch: Examples) -> Tensor:
+        """Squared distance of what the sampler follows, guidance included, to the reference's, per clip [B]."""
+        sigma = anchor_sigmas(self.sampler, noise.generators("anchor")).to(clean)
+        noisy = add_noise(clean, noise(ANCHOR_STREAM), sigma)
+        with torch.no_grad():
+            wanted = self._velocity(self.reference, noisy, sigma, batch)
+        return velocity_anchor_loss(self._velocity(self.engine, noisy, sigma, batch), wanted)
+
+    def _velocity(
+        self, denoiser: nn.Module | Engine, noisy: Tensor, sigma: Tensor, batch: Examples
+    ) -> Tensor:
+        scale = self.sampler.guidance_scale
+        return self.backbone.velocity(
+            denoiser, noisy, sigma, batch.condition, batch.task, guidance_scale=scale
+        )
+
+    def update(self, loss: Tensor) -> dict[str, float]:
+        """One backward, one step, one step of the moving average."""
+        self.engine.backward(loss)
+        metrics = self.engine.step()
+        self.ema.update(self.engine.module)
+        return metrics
+
+    def validate_and_keep_best(self, step: int, validation: Examples) -> dict[str, float]:
+        """Measure the moving average on the validation clips; write it to `best` if it is."""
+        config, state = self.config, self.state
+        found = validate(
+            self.backbone,
+            self.ema.module,
+            self.reward,
+            self.judge,
+            validation,
+            seed=config.seed,
+            batch_size=config.validation_batch,
+            num_samples=config.num_samples,
+        )
+        for index, clip in enumerate(found.samples):
+            path = self.run.sample_path(step, f"validation_{index:02d}.mp4")
+            write_video(path, clip, self.backbone.fps)
+        alarms = self.monitor.observe(found.reading(self.reward.dimensions))
+        state.first = state.first or found.metrics
+        score = keep_best_score(
+            config.keep_best, found.metrics, state.first, config.reward_weights, alarms
+        )
+        if score is not None and (state.best_score is None or score > state.best_score):
+            state.best_score, state.best_step = score, step
+            save_policy(self.backbone, self.ema.module, self.run.path / "best")
+        return found.metrics | {
+            "hacking/alarms": float(len(alarms)),
+            "best/score": state.best_score or 0.0,
+            "best/step": float(state.best_step),
+        }
+
+    def save(self, folder: Path) -> None:
+        """One checkpoint."""
+        save_state(folder, self.engine, self.ema, self.monitor, self.state)
 
 
 @dataclass(frozen=True)
@@ -463,172 +456,3 @@ def check_inputs(
         raise UserError("low_res_generator is for a refiner; this generator is a base")
     if (config.flow_matching_weight > 0) != (clips is not None):
         raise UserError("flow_matching_weight and clips go together: give both or neither")
-
-
-def training_examples(
-    config: DirectConfig,
-    backbone: VideoBackbone,
-    reward: CompositeReward,
-    judge: CompositeReward,
-    prompts: Sequence[str],
-    base: VideoBackbone | None,
-    run: RunFolder,
-) -> Examples:
-    """The training prompts; for a refiner, `num_low_res_clips` of them (in turn) with a low-resolution clip each."""
-    if base is None:
-        return prepare_examples(backbone, reward, judge, prompts, None)
-    prompts = [prompts[index % len(prompts)] for index in range(config.num_low_res_clips)]
-    seeds = [draw_seed(config.seed, "low_res/train", 0, i) for i in range(len(prompts))]
-    low_res = low_res_clips(base, prompts, seeds, run.path / "low_res_train.safetensors")
-    return prepare_examples(backbone, reward, judge, prompts, low_res)
-
-
-def validation_examples(
-    config: DirectConfig,
-    backbone: VideoBackbone,
-    reward: CompositeReward,
-    judge: CompositeReward,
-    prompts: Sequence[str],
-    base: VideoBackbone | None,
-    run: RunFolder,
-) -> Examples:
-    """The validation prompts; for a refiner, each with one low-resolution clip."""
-    low_res = None
-    if base is not None:
-        seeds = [draw_seed(config.seed, "low_res/validation", 0, i) for i in range(len(prompts))]
-        low_res = low_res_clips(base, prompts, seeds, run.path / "low_res_validation.safetensors")
-    return prepare_examples(backbone, reward, judge, prompts, low_res)
-
-
-def validation_ranges(reward: CompositeReward) -> dict[str, tuple[float, float]]:
-    """Dimension -> range of the raw reward on its validation clips, as frozen with each reward model."""
-    ranges: dict[str, tuple[float, float]] = {}
-    for model in reward.models:
-        bounds = zip(model.low.tolist(), model.high.tolist(), strict=True)
-        ranges |= dict(zip(model.dimensions, bounds, strict=True))
-    return ranges
-
-
-@torch.no_grad()
-def batch_metrics(
-    scores: CompositeScores, anchor: Tensor, latent_gradient: Tensor, frames: Tensor
-) -> dict[str, float]:
-    """Means over the valid clips of the global batch."""
-    columns = {f"reward/{name}": scores.values[:, i] for i, name in enumerate(scores.dimensions)}
-    columns |= {f"z/{name}": scores.z[:, i] for i, name in enumerate(scores.dimensions)}
-    columns |= {
-        "reward/total": scores.total,
-        "anchor": anchor,
-        "latent_gradient_norm": latent_gradient.flatten(1).norm(dim=1),
-        "motion_amplitude": motion_amplitude(frames),
-    }
-    table = torch.stack([column.double() for column in columns.values()], dim=1)
-    sums = table.masked_fill(~scores.valid[:, None], 0.0).sum(0)
-    counts = torch.tensor([float(scores.valid.sum()), float(len(scores.valid))]).to(sums)
-    *totals, num_valid, num_clips = all_reduce_sum(torch.cat([sums, counts])).tolist()
-    means = [total / max(num_valid, 1.0) for total in totals]
-    return dict(zip(columns, means, strict=True)) | {"valid_fraction": num_valid / num_clips}
-
-
-# What is saved
-
-
-@dataclass
-class TrainState:
-    """What a resumed run must know beside weights, optimizer, EMA, RNG and the monitor."""
-
-    step: int = 0
-    cursor: int = 0
-    """Clips taken from the prompt list so far, over all processes."""
-    best_score: float | None = None
-    best_step: int = 0
-    first: dict[str, float] | None = None
-    """Validation metrics at the start: gains are measured from here."""
-    inputs: dict[str, str] = field(default_factory=dict)
-    """Content hashes of the generator, the rewards, and whatever else the run began with."""
-
-
-def save_state(
-    folder: Path, engine: Engine, ema: Ema, monitor: HackingMonitor, state: TrainState
-) -> None:
-    """One checkpoint: weights and optimizer, the RNG of every process, counters, monitor, EMA."""
-    client = {"state": asdict(state), "monitor": monitor.state_dict(), "rng": rng_state()}
-    engine.save(folder, client)
-    if is_main():
-        torch.save(ema.state_dict(), folder / "ema.pt")
-
-
-def load_state(
-    run: RunFolder, engine: Engine, ema: Ema, monitor: HackingMonitor, inputs: dict[str, str]
-) -> TrainState:
-    """The state of the newest checkpoint, or a fresh one; UserError if the run began with other inputs."""
-    found = run.latest_checkpoint()
-    if found is None:
-        return TrainState(inputs=inputs)
-    _, folder = found
-    client = engine.load(folder)
-    state = TrainState(**client["state"])
-    for name in sorted(inputs.keys() | state.inputs.keys()):
-        if inputs.get(name) != state.inputs.get(name):
-            raise UserError(
-                f"{run.path} holds a run that began with another '{name}'; choose another --out, or give it the same"
-            )
-    ema.load_state_dict(torch.load(folder / "ema.pt", weights_only=True))
-    monitor.load_state_dict(client["monitor"])
-    set_rng_state(client["rng"])
-    return state
-
-
-def save_policy(backbone: VideoBackbone, denoiser: nn.Module, folder: Path) -> None:
-    """Write a generator folder with these weights: aside, then swapped in."""
-    if is_main():
-        aside, old = (
-            folder.with_name(f".{folder.name}.new"),
-            folder.with_name(f".{folder.name}.old"),
-        )
-        for leftover in (aside, old):  # of an attempt that was killed here
-            shutil.rmtree(leftover, ignore_errors=True)
-        trained, backbone.denoiser = backbone.denoiser, denoiser
-        try:
-            backbone.save(aside)
-        finally:
-            backbone.denoiser = trained
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(aside, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    barrier()
-
-
-def move_to_device(model: VideoBackbone | None) -> None:
-    """Our generators know how to move; an adapter that does not stays where it was built."""
-    if model is not None and hasattr(model, "to"):
-        model.to(device())
-
-
-class Clock:
-    """Seconds per phase of one step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[phase] = time.perf_counter() - started
-
-    def metrics(self) -> dict[str, float]:
-        return {f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()}
-
-
-def wandb_mirror(run: RunFolder) -> Callable[[int, Mapping[str, float]], None] | None:
-    """A wandb run whose id survives a resume, offline unless WANDB_MODE says otherwise; on the first process only."""
-    if not is_main():
-        return None
-    import wandb
-
-    identity = hashlib.blake2b(str(run.path.resolve()).encode(), digest_size=8).hexdigest()
-    mode: Any = os.environ.get("WANDB_MODE", "offline")
-    mirror = wandb.init(project="reelhf", id=identity, resume="allow", dir=run.path, mode=mode)
-    return lambda step, metrics: mirror.log(dict(metrics), step=step)

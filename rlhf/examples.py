@@ -163,6 +163,44 @@ def low_res_clips(
     return frames.float() / 255
 
 
+def training_examples(
+    backbone: VideoBackbone,
+    reward: CompositeReward,
+    judge: CompositeReward,
+    prompts: Sequence[str],
+    base: VideoBackbone | None,
+    *,
+    seed: int,
+    num_low_res_clips: int,
+    cache: Path,
+) -> Examples:
+    """The training prompts; for a refiner, `num_low_res_clips` of them (in turn) with a low-resolution clip each, kept in `cache`."""
+    if base is None:
+        return prepare_examples(backbone, reward, judge, prompts, None)
+    prompts = [prompts[index % len(prompts)] for index in range(num_low_res_clips)]
+    seeds = [draw_seed(seed, "low_res/train", 0, i) for i in range(len(prompts))]
+    low_res = low_res_clips(base, prompts, seeds, cache / "low_res_train.safetensors")
+    return prepare_examples(backbone, reward, judge, prompts, low_res)
+
+
+def validation_examples(
+    backbone: VideoBackbone,
+    reward: CompositeReward,
+    judge: CompositeReward,
+    prompts: Sequence[str],
+    base: VideoBackbone | None,
+    *,
+    seed: int,
+    cache: Path,
+) -> Examples:
+    """The validation prompts; for a refiner, each with one low-resolution clip, kept in `cache`."""
+    low_res = None
+    if base is not None:
+        seeds = [draw_seed(seed, "low_res/validation", 0, i) for i in range(len(prompts))]
+        low_res = low_res_clips(base, prompts, seeds, cache / "low_res_validation.safetensors")
+    return prepare_examples(backbone, reward, judge, prompts, low_res)
+
+
 @dataclass(frozen=True)
 class RealLatents:
     """Real clips for the flow-matching term, encoded once."""

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from reelhf.config import Config
+
+if TYPE_CHECKING:
+    from rewards import CompositeReward
 
 
 class HackingConfig(Config):
@@ -48,6 +51,15 @@ def saturated_fraction(frames: Tensor) -> Tensor:
     """Fraction of unclamped pixel values clearly outside [0, 1], per clip [B]."""
     outside = (frames > 1 + SATURATION_MARGIN) | (frames < -SATURATION_MARGIN)
     return outside.flatten(1).float().mean(1)
+
+
+def validation_ranges(reward: CompositeReward) -> dict[str, tuple[float, float]]:
+    """Dimension -> range of the raw reward on its validation clips, as frozen with each reward model."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for model in reward.models:
+        bounds = zip(model.low.tolist(), model.high.tolist(), strict=True)
+        ranges |= dict(zip(model.dimensions, bounds, strict=True))
+    return ranges
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ CLASSES = {  # the first pattern that fits names the class
     "distill/consistency*.yaml": "distill.consistency:ConsistencyConfig",
     "rewards/*backbones*.yaml": "rewards.pretrain:PretrainConfig",
     "rewards/*.yaml": "rewards.train:RewardTrainConfig",
-    "rlhf/*.yaml": "rlhf.direct:DirectRun",
+    "rlhf/*.yaml": "rlhf.direct_run:DirectRun",
     "loop/*.yaml": "rlhf.rounds:LoopConfig",
     "annotation/*.yaml": "annotation.config:AnnotationConfig",
 }

@@ -24,7 +24,8 @@ from reelhf.config import load_config
 from reelhf.errors import UserError
 from reelhf.run import read_metrics
 from reelhf.video import probe_video
-from rlhf.direct import DirectConfig, DirectRun, check_inputs, maximise_reward, read_prompts
+from rlhf.direct import DirectConfig, check_inputs, maximise_reward
+from rlhf.direct_run import DirectRun, read_prompts
 from rlhf.examples import draw_seed, prompt_rows
 from rlhf.validation import keep_best_score
 

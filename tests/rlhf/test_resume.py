@@ -76,7 +76,7 @@ def test_every_moment_of_death_ends_bit_equal(runs):
                 assert torch.equal(weights[key], value), f"{name}: {kind} {key}"
         ours, theirs = (
             torch.load(
-                path / "checkpoints/step_000005/deepspeed/mp_rank_00_model_states.pt",
+                path / "checkpoints/step_000005/engine/deepspeed/mp_rank_00_model_states.pt",
                 weights_only=False,
             )
             for path in (folder, whole)
