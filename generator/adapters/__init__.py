@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 ADAPTERS = {
     "WanPipeline": "generator.adapters.wan:WanBackbone",
+    "LTXPipeline": "generator.adapters.ltx:LTXBackbone",
+    "LTXImageToVideoPipeline": "generator.adapters.ltx:LTXBackbone",  # the same modules
+    "LTXConditionPipeline": "generator.adapters.ltx:LTXBackbone",
+    "CogVideoXPipeline": "generator.adapters.cogvideox:CogVideoXBackbone",
 }
 """`_class_name` in a folder's model_index.json -> the class that wraps it."""
 
@@ -82,7 +87,11 @@ def _adapter_of(name: str) -> type[DiffusersBackbone]:
     from diffusers import DiffusionPipeline
 
     try:
-        class_name = DiffusionPipeline.load_config(name).get("_class_name")
+        with (
+            warnings.catch_warnings()
+        ):  # huggingface_hub deprecates an argument that diffusers passes
+            warnings.simplefilter("ignore")
+            class_name = DiffusionPipeline.load_config(name).get("_class_name")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{name}: there is no such folder, and no diffusers model of that name can be read from the "

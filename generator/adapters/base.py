@@ -68,7 +68,6 @@ class DiffusersBackbone(ABC):
     default_fps: ClassVar[float]
     default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float]
-    max_tokens: ClassVar[int]
 
     def __post_init__(self) -> None:
         self.spec = self.make_spec()
@@ -270,9 +269,10 @@ class DiffusersBackbone(ABC):
 
 
 def _compute_dtype(denoiser: nn.Module) -> torch.dtype:
-    """The dtype that a transformer (or its engine) computes in; some of its layers stay in float32."""
+    """The dtype that a transformer, or the engine around it, computes in; some of its layers may stay in float32."""
+    module = getattr(denoiser, "module", denoiser)
     return next(
         parameter.dtype
-        for name, parameter in denoiser.named_parameters()
+        for name, parameter in module.named_parameters()
         if name.endswith("proj_out.weight")
     )

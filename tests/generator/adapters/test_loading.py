@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import generator.adapters
+from generator import load_generator
 from generator.adapters import is_diffusers
+from generator.adapters.ltx import LTXBackbone
 from reelhf.cli import main
 from reelhf.clips import load_clip_folder
 from reelhf.video import probe_video
@@ -92,8 +95,6 @@ def test_bad_models_are_one_line_and_exit_code_two(pipe_folder, tmp_path, capsys
 
 
 def test_a_broken_folder_is_one_line(pipe_folder, tmp_path, capsys):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(pipe_folder("wan21"), broken)
     shutil.rmtree(broken / "vae")
@@ -101,6 +102,14 @@ def test_a_broken_folder_is_one_line(pipe_folder, tmp_path, capsys):
         capsys, "generator", "sample", "--model", broken, *TINY, "--out", tmp_path / "out"
     )
     assert "diffusers cannot load it" in error
+
+
+@pytest.mark.parametrize("relative", ["LTXConditionPipeline", "LTXImageToVideoPipeline"])
+def test_relatives_made_of_the_same_modules_load_too(relative, pipe_folder, tmp_path):
+    folder = shutil.copytree(pipe_folder("ltx"), tmp_path / relative)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": relative}))
+    assert isinstance(load_generator(folder), LTXBackbone)
 
 
 def test_asking_for_an_adapter_imports_no_diffusers():

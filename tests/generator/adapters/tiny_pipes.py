@@ -83,8 +83,99 @@ def wan(shift: float = 3.0, *, ti2v: bool = False) -> Any:
     )
 
 
+def ltx(*, timestep_conditioning: bool = False) -> Any:
+    """LTXPipeline of 8 channels at 8 x 32 x 32, its schedule shifted with the clip's size."""
+    from diffusers import (
+        AutoencoderKLLTXVideo,
+        FlowMatchEulerDiscreteScheduler,
+        LTXPipeline,
+        LTXVideoTransformer3DModel,
+    )
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        timestep_conditioning=timestep_conditioning,
+    )
+    vae.latents_mean.copy_(torch.linspace(-0.5, 0.5, 8))
+    vae.latents_std.copy_(torch.linspace(0.5, 2.0, 8))
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=32,
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )
+    return LTXPipeline(
+        **t5(), vae=vae.eval(), transformer=loud(transformer).eval(), scheduler=scheduler
+    )
+
+
+def cogvideox(*, rotary: bool = True) -> Any:
+    """CogVideoXPipeline of 4 channels at 4 x 8 x 8, zero terminal SNR; `rotary` as in 5B, without as in 2B."""
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDDIMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        scaling_factor=0.7,
+    )
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=32,
+        num_layers=2,
+        sample_width=6,
+        sample_height=4,
+        sample_frames=9,
+        use_rotary_positional_embeddings=rotary,
+    )
+    scheduler = CogVideoXDDIMScheduler(
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        snr_shift_scale=1.0,
+        clip_sample=False,
+    )
+    return CogVideoXPipeline(
+        **t5(), vae=vae.eval(), transformer=loud(transformer).eval(), scheduler=scheduler
+    )
+
+
 PIPES = {
     "wan21": wan,
     "wan22": lambda: wan(ti2v=True),
+    "ltx": ltx,
+    "ltx_timestep": lambda: ltx(timestep_conditioning=True),
+    "cogvideox_2b": lambda: cogvideox(rotary=False),
+    "cogvideox_5b": cogvideox,
 }
 """Family -> its tiny pipeline."""
