@@ -62,7 +62,7 @@ class DiffusersBackbone(ABC):
     frame_shape: tuple[int, int, int] = None  # type: ignore[assignment]  # the family's own
     fps: float = 0.0
     role: Role = "base"
-    spec: BackboneSpec = field(init=False)
+    spec: PatchedSpec = field(init=False)
 
     pipeline_class: ClassVar[str]
     default_fps: ClassVar[float]
@@ -85,7 +85,7 @@ class DiffusersBackbone(ABC):
     # What a family says of itself.
 
     @abstractmethod
-    def make_spec(self) -> BackboneSpec:
+    def make_spec(self) -> PatchedSpec:
         """Raises UserError for a relative of the family that this adapter does not cover."""
 
     @abstractmethod
@@ -106,7 +106,7 @@ class DiffusersBackbone(ABC):
 
     @abstractmethod
     def embed(self, prompts: list[str]) -> Condition:
-        """Prompts as the transformer wants them, [B, max_tokens, E], mask True where it attends."""
+        """Prompts as the transformer wants them, [B, max_tokens, E]; a row's mask has a True."""
 
     @abstractmethod
     def predict(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from generator.adapters.base import DiffusersBackbone, PatchedSpec
-from generator.base import BackboneSpec, Condition
+from generator.base import Condition
 from reelhf.errors import UserError
 
 PAIR = 2
@@ -55,7 +55,7 @@ class CogVideoXBackbone(DiffusersBackbone):
     default_fps = 8.0
     default_guidance = 6.0
 
-    def make_spec(self) -> BackboneSpec:
+    def make_spec(self) -> PatchedSpec:
         transformer, scheduler = self.pipe.transformer.config, self.pipe.scheduler
         if transformer.patch_size_t is not None:
             raise UserError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from generator.adapters.base import DiffusersBackbone, PatchedSpec
-from generator.base import BackboneSpec, Condition
+from generator.base import Condition
 from reelhf.errors import UserError
 
 WHOLE = "whole clip decoded"
@@ -32,7 +32,7 @@ class LTXBackbone(DiffusersBackbone):
     max_tokens = 128
     takes_image = True
 
-    def make_spec(self) -> BackboneSpec:
+    def make_spec(self) -> PatchedSpec:
         vae, transformer = self.pipe.vae, self.pipe.transformer.config
         if transformer.patch_size_t != 1:
             raise UserError(f"an LTX patch of {transformer.patch_size_t} frames; expected 1")
@@ -74,7 +74,7 @@ class LTXBackbone(DiffusersBackbone):
         self, denoiser: nn.Module, noisy: Tensor, sigma: Tensor, condition: Condition
     ) -> Tensor:
         num_frames, height, width = noisy.shape[2:]
-        side = self.spec.patch  # type: ignore[attr-defined]
+        side = self.spec.patch
         timestep = 1000 * sigma
         if sigma.ndim == 2:  # [B, T] -> one per token
             timestep = timestep.repeat_interleave((height // side) * (width // side), dim=1)

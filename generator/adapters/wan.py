@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from generator.adapters.base import DiffusersBackbone, PatchedSpec
-from generator.base import BackboneSpec, Condition
+from generator.base import Condition
 from generator.flow import sigma_schedule
 from reelhf.errors import UserError
 
@@ -30,7 +30,7 @@ class WanBackbone(DiffusersBackbone):
     default_guidance = 5.0
     max_tokens = 512
 
-    def make_spec(self) -> BackboneSpec:
+    def make_spec(self) -> PatchedSpec:
         if self.pipe.transformer is None or self.pipe.transformer_2 is not None:
             raise UserError(
                 "this Wan model has two denoisers (A14B: one for high, one for low sigma), and only one can be trained "
@@ -77,7 +77,7 @@ class WanBackbone(DiffusersBackbone):
     ) -> Tensor:
         timestep = 1000 * sigma
         if sigma.ndim == 2:  # [B, T] -> one per token
-            side = self.spec.patch  # type: ignore[attr-defined]
+            side = self.spec.patch
             tokens_per_frame = (noisy.shape[-2] // side) * (noisy.shape[-1] // side)
             timestep = timestep.repeat_interleave(tokens_per_frame, dim=1)
         (velocity,) = denoiser(

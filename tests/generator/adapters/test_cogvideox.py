@@ -5,6 +5,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler
 
 from generator import load_generator
+from generator.adapters.base import PatchedSpec
 from generator.adapters.cogvideox import CogVideoXBackbone, ddpm_of_sigma, sigma_of_ddpm
 from generator.flow import add_noise
 from reelhf.errors import UserError
@@ -95,3 +96,8 @@ def test_one_sigma_per_clip(backbone):
             backbone.encode_prompts(["a"]),
             backbone.text_to_video_task(1, 9, 32, 48),
         )
+
+
+def test_the_published_clip_size_is_legal():
+    spec = PatchedSpec(channels=16, temporal_ratio=4, spatial_ratio=8, patch=2, frame_step=8)
+    assert spec.latent_shape(49, 480, 720) == (16, 13, 60, 90)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import generator.adapters
 from generator import load_generator
@@ -17,7 +18,7 @@ from generator.adapters import is_diffusers
 from generator.adapters.ltx import LTXBackbone
 from reelhf.cli import main
 from reelhf.clips import load_clip_folder
-from reelhf.video import probe_video
+from reelhf.video import probe_video, write_video
 
 ROOT = Path(__file__).parents[3]
 TINY = ["--frames", "9", "--height", "32", "--width", "48", "--steps", "2", "--prompt", "two stars"]
@@ -62,6 +63,20 @@ def test_sample_writes_clips_of_a_diffusers_folder_and_nothing_to_stderr(pipe_fo
     assert [entry.caption for entry in entries] == ["two stars"] * 2
     info = probe_video(entries[0].path)
     assert (info.frames, info.fps, info.height, info.width) == (9, 16.0, 32, 48)
+
+
+@pytest.mark.parametrize("name", ["wan22", "ltx", "cogvideox_5b"])
+def test_sample_works_for_every_family(name, pipe_folder, tmp_path):
+    write_video(tmp_path / "first.mp4", torch.rand(3, 2, 64, 64), 8.0)
+    image = [] if name == "cogvideox_5b" else ["--image", str(tmp_path / "first.mp4")]
+    main(
+        ["generator", "sample", "--model", str(pipe_folder(name)), "--prompt", "two stars", *image]
+        + ["--frames", "9", "--height", "64", "--width", "64", "--steps", "2", "--guidance", "2"]
+        + ["--out", str(tmp_path / "clips")]
+    )
+    (entry,) = load_clip_folder(tmp_path / "clips")
+    info = probe_video(entry.path)
+    assert (info.frames, info.height, info.width) == (9, 64, 64)
 
 
 def test_without_diffusers_the_error_names_the_extra(pipe_folder, tmp_path, capsys, monkeypatch):
