@@ -6,10 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip(
-    "diffusers", reason="diffusers is not installed: pip install 'reelhf[diffusers]'"
-)
-
 from reelhf.progress import silence_transformers
 from tests.generator.adapters import tiny_pipes
 
