@@ -25,12 +25,18 @@ VERBS: dict[str, Verb] = {
     "doctor": Verb(
         "reelhf.doctor:app", "what works on this machine, what is missing, the line that mends it"
     ),
-    "demo": Verb("rlhf.demo.commands:app", "the whole loop, from rendered clips to a better generator"),
+    "demo": Verb(
+        "rlhf.demo.commands:app", "the whole loop, from rendered clips to a better generator"
+    ),
     "annotate": Verb(
         "annotation.commands:app", "prompts, clips, tasks, judgments, export; the annotation page"
     ),
     "generator": Verb(
         "generator.commands:app", "train, sample, refine and evaluate the video generator"
+    ),
+    "plan": Verb(
+        "generator.plan.commands:app",
+        "what a generator's training costs, and whether it fits, before it is launched",
     ),
     "rewards": Verb("rewards.commands:app", "train, evaluate and apply the reward models"),
     "distill": Verb(
