@@ -22,6 +22,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
 from reelhf.config import Config
+from reelhf.graded import GradedClips
 from rewards.aesthetic import AestheticConfig, AestheticReward
 from rewards.degrade import degrade
 from rewards.foundational import FoundationalConfig, FoundationalReward
@@ -85,11 +86,14 @@ class Batch:
     """float [B, 3, F, H, W] in [0, 1]."""
 
 
-def pretrain_backbones(config: PretrainConfig, clips: Path, out: Path) -> Path:
+def pretrain_backbones(
+    config: PretrainConfig, clips: Path, out: Path, *, graded: Sequence[Path] = ()
+) -> Path:
     """Pre-train and save out/foundational, out/motion and out/aesthetic; an identical finished run is kept.
 
     Args:
         clips: folder of captioned videos (`reelhf.clips`).
+        graded: folders of graded clips (`reelhf.graded`), whose order all three learn in every second step.
     """
     from reelhf.clips import load_clip_folder, load_windows
     from reelhf.engine import seed_everything
@@ -97,7 +101,9 @@ def pretrain_backbones(config: PretrainConfig, clips: Path, out: Path) -> Path:
     from reelhf.run import write_text_atomic
 
     entries = load_clip_folder(clips)
-    key = content_hash(config, [[str(e.path), e.caption, e.start_frame] for e in entries])
+    key = content_hash(
+        config, [[str(e.path), e.caption, e.start_frame] for e in entries], [*graded]
+    )
     stamp = Path(out) / "pretrain.sha256"
     if stamp.is_file() and stamp.read_text() == key:
         return Path(out)
@@ -112,6 +118,7 @@ def pretrain_backbones(config: PretrainConfig, clips: Path, out: Path) -> Path:
     seed_everything(config.seed)
     models = build_models(config, windows.captions)
     small = shrink_windows(windows.frames, config.foundational.area)
+    sets = [GradedClips.load(folder) for folder in graded]
     for name, model in models.items():
         started = time.monotonic()
         pretrain = {
@@ -121,7 +128,7 @@ def pretrain_backbones(config: PretrainConfig, clips: Path, out: Path) -> Path:
         }[name]
         frames = windows.frames if name == "aesthetic" else small
         if model.settings.backbone is None:
-            pretrain(model, config, frames, windows.captions)
+            pretrain(model, config, frames, windows.captions, sets)
             print(f"  {name}: pre-trained in {time.monotonic() - started:.0f} s", flush=True)
         model.save(Path(out) / name)
     write_text_atomic(stamp, key)
@@ -267,6 +274,31 @@ def spoiled_pair(
     )
 
 
+@dataclass(frozen=True)
+class GradedPair:
+    """A batch of clips in two versions whose order is known."""
+
+    nearer: Tensor
+    further: Tensor
+    """float [B, 3, F, H, W] in [0, 1]."""
+    margin: Tensor
+    """How much further, [B]."""
+    prompts: list[list[int]]
+    """The captions' token ids, B."""
+
+
+def graded_pairs(
+    graded: Sequence[GradedClips], model: RewardModule, batch_size: int, generator: Generator
+) -> Iterator[GradedPair]:
+    """Batches of the sets in turn, without end; nothing when there are none."""
+    prompts = [model.encode_prompts(clips.captions) for clips in graded]
+    while graded:
+        for clips, texts in zip(graded, prompts, strict=True):
+            rows = torch.randperm(len(texts), generator=generator)[:batch_size]
+            nearer, further, margin = clips.pairs(rows, generator)
+            yield GradedPair(nearer, further, margin, [texts[row] for row in rows.tolist()])
+
+
 def ranking_loss(better: Tensor, worse: Tensor, margin: Tensor) -> Tensor:
     """Bradley-Terry on pairs whose order is known, each counted by how far apart the two are. Scores [B]."""
     return (bradley_terry_loss(better, worse) * margin).sum() / margin.sum().clamp_min(1e-6)
@@ -291,7 +323,11 @@ def swapped_captions(
 
 
 def pretrain_foundational(
-    model: FoundationalReward, config: PretrainConfig, frames: Tensor, captions: list[str]
+    model: FoundationalReward,
+    config: PretrainConfig,
+    frames: Tensor,
+    captions: list[str],
+    graded: Sequence[GradedClips] = (),
 ) -> None:
     """Words and spoiled bodies first, by the vision tower alone; then captioning, and right against swapped captions."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -300,12 +336,18 @@ def pretrain_foundational(
     prompts = model.encode_prompts(captions)
     rows = {name: i for i, name in enumerate(model.dimensions)}
     model.train()
+    judged = graded_pairs(graded, model, stage.batch_size, generator)
     for step, batch in enumerate(batches(frames, stage, generator, "pre-train foundational")):
         selection = model.select(frames.shape[2], config.fps, generator)
-        clip = selection.apply(batch.frames)
-        right = [prompts[i] for i in batch.index.tolist()]
-        less, more, margin = spoiled_pair(clip, "structural_stability", generator)
-        seen = spoil_lightly(torch.cat([less, more]), config.spoil, generator)
+        pair = next(judged, None) if step % 2 else None
+        if pair is None:
+            right = [prompts[i] for i in batch.index.tolist()]
+            clip = selection.apply(batch.frames)
+            less, more, margin = spoiled_pair(clip, "structural_stability", generator)
+            seen = spoil_lightly(torch.cat([less, more]), config.spoil, generator)
+        else:
+            right, margin = pair.prompts, pair.margin
+            seen = selection.apply(torch.cat([pair.nearer, pair.further]))
         if step < stage.num_steps * config.words_share:
             _, _, summary = model.see(seen)
             loss = model.words.loss(model.words_of(summary), right + right)
@@ -314,18 +356,21 @@ def pretrain_foundational(
                 loss = loss + ranking_loss(first, second, margin)
             optimizer.step(loss)
             continue
-        # a copy keeps to the prompt less: by another caption, or by other colours; who has nothing to do with who is spoiled
-        second_is_worse = torch.rand(len(clip), generator=generator) < 0.5
-        texts, worse_by = right + right, torch.ones(len(clip))
+        # a copy keeps to the prompt less: by another caption, by other colours, or because the generator made it anew
+        texts, worse_by = right + right, margin
+        second_is_worse = torch.ones(len(right), dtype=torch.bool)
         matched = torch.ones(len(seen), 1, dtype=torch.bool)
-        if step % 2:
-            wrong = swapped_captions(batch.index, prompts, generator)
-            matched = torch.cat([second_is_worse, ~second_is_worse])[:, None]
-            pairs = zip(texts, wrong + wrong, matched[:, 0].tolist(), strict=True)
-            texts = [own if keep else other for own, other, keep in pairs]
-        else:
-            seen, worse_by = recoloured(less, more, second_is_worse, generator)
-        fps = torch.full((len(seen),), config.fps * clip.shape[2] / frames.shape[2])
+        if pair is None:  # who keeps to it less has nothing to do with who is spoiled
+            second_is_worse = torch.rand(len(right), generator=generator) < 0.5
+            if step % 4:
+                worse_by = torch.ones(len(right))
+                wrong = swapped_captions(batch.index, prompts, generator)
+                matched = torch.cat([second_is_worse, ~second_is_worse])[:, None]
+                both = zip(texts, wrong + wrong, matched[:, 0].tolist(), strict=True)
+                texts = [own if keep else other for own, other, keep in both]
+            else:
+                seen, worse_by = recoloured(less, more, second_is_worse, generator)
+        fps = torch.full((len(seen),), config.fps * seen.shape[2] / frames.shape[2])
         values, log_probs, is_prompt, words = model.values_and_log_probs(seen, fps, texts)
         loss = -(log_probs * matched).sum() / (is_prompt * matched).sum()
         loss = loss + 0.3 * model.words.loss(words, right + right)
@@ -368,7 +413,11 @@ def wrong_motion(frames: Tensor, generator: Generator) -> Tensor:
 
 
 def pretrain_motion(
-    model: MotionReward, config: PretrainConfig, frames: Tensor, captions: list[str]
+    model: MotionReward,
+    config: PretrainConfig,
+    frames: Tensor,
+    captions: list[str],
+    graded: Sequence[GradedClips] = (),
 ) -> None:
     """Masked latent prediction (V-JEPA 2, 2506.09985 eq. 1) and the probe's ranking of motions for a caption."""
     generator = torch.Generator().manual_seed(config.seed + 1)
@@ -377,6 +426,7 @@ def pretrain_motion(
     prompts = model.encode_prompts(captions)
     model.train()
     stage = config.motion_stage
+    judged = graded_pairs(graded, model, stage.batch_size, generator)
     for step, batch in enumerate(batches(frames, stage, generator, "pre-train motion")):
         right = [prompts[i] for i in batch.index.tolist()]
         if step < stage.num_steps * config.masked_share:
@@ -386,13 +436,18 @@ def pretrain_motion(
             optimizer.step(masked + model.words.loss(words, right))
             follow(teacher, model.backbone.encoder)
             continue
-        less, more, margin = spoiled_pair(batch.frames, "motion_quality", generator)
-        other = wrong_motion(batch.frames, generator)
-        astray = torch.rand(len(more), generator=generator) < 0.6
-        more = torch.where(astray.view(-1, 1, 1, 1, 1), other, more)
-        less = torch.where(astray.view(-1, 1, 1, 1, 1), batch.frames, less)
-        margin = torch.where(astray, 1.0, margin)
-        seen = spoil_lightly(torch.cat([less, more]), config.spoil, generator)
+        pair = next(judged, None) if step % 2 else None
+        if pair is None:
+            less, more, margin = spoiled_pair(batch.frames, "motion_quality", generator)
+            other = wrong_motion(batch.frames, generator)
+            astray = torch.rand(len(more), generator=generator) < 0.6
+            more = torch.where(astray.view(-1, 1, 1, 1, 1), other, more)
+            less = torch.where(astray.view(-1, 1, 1, 1, 1), batch.frames, less)
+            margin = torch.where(astray, 1.0, margin)
+            seen = spoil_lightly(torch.cat([less, more]), config.spoil, generator)
+        else:
+            right, margin = pair.prompts, pair.margin
+            seen = torch.cat([pair.nearer, pair.further])
         values, words = model.values_and_words(seen, right + right)
         first, second = values[:, 0].chunk(2)
         loss = model.words.loss(words.chunk(2)[0], right)
@@ -432,7 +487,11 @@ def masked_prediction_loss(
 
 
 def pretrain_aesthetic(
-    model: AestheticReward, config: PretrainConfig, frames: Tensor, captions: list[str]
+    model: AestheticReward,
+    config: PretrainConfig,
+    frames: Tensor,
+    captions: list[str],
+    graded: Sequence[GradedClips] = (),
 ) -> None:
     """Sigmoid image-text contrast (SigLIP, 2303.15343) and the head's ranking of spoiled pictures."""
     generator = torch.Generator().manual_seed(config.seed + 2)
@@ -451,17 +510,23 @@ def pretrain_aesthetic(
     optimizer = CosineMuon(modules, config.aesthetic_stage)
     prompts = encode_texts(model.tokenizer, captions, max_tokens=config.aesthetic.max_text_tokens)
     model.train()
-    for batch in batches(frames, config.aesthetic_stage, generator, "pre-train aesthetic"):
+    stage = config.aesthetic_stage
+    judged = graded_pairs(graded, model, stage.batch_size, generator)
+    for step, batch in enumerate(batches(frames, stage, generator, "pre-train aesthetic")):
         which = int(torch.randint(frames.shape[2], (), generator=generator))
-        picture = batch.frames[:, :, which : which + 1]
-        less, more, margin = spoiled_pair(picture, "aesthetic_quality", generator)
+        pair = next(judged, None) if step % 2 else None
+        if pair is None:
+            right = [prompts[i] for i in batch.index.tolist()]
+            picture = batch.frames[:, :, which : which + 1]
+            less, more, margin = spoiled_pair(picture, "aesthetic_quality", generator)
+        else:
+            right, margin = pair.prompts, pair.margin
+            less, more = (clip[:, :, which : which + 1] for clip in (pair.nearer, pair.further))
         features = model.features(torch.cat([less, more]).squeeze(2))
         score = model.head(features)[:, 0]
         first, second = score.chunk(2)
         image = F.normalize(project(features.chunk(2)[0]), dim=1)
-        ids, mask = pad_right(
-            [prompts[i] for i in batch.index.tolist()], model.tokenizer.pad_token_id
-        )
+        ids, mask = pad_right(right, model.tokenizer.pad_token_id)
         words = F.normalize(text(ids, mask), dim=1)
         logits = image @ words.T * scale[0].exp() + scale[1]
         sign = 2 * torch.eye(len(logits)) - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ def load_tokenizer(folder: str, *, dimensions: Sequence[str] = ()) -> PreTrained
     """The tokenizer of a local folder or hub id, with the reward tokens and any missing vision token added."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     special = [VISION_START, VISION_END, VIDEO_PAD, IMAGE_PAD, *map(reward_token, dimensions)]
     known = tokenizer.get_vocab()
     tokenizer.add_tokens([token for token in special if token not in known], special_tokens=True)

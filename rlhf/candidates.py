@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from generator.base import SamplerSpec, VideoBackbone
 
 BASE, REFINER = "base", "refiner"
+STRAY_CHOICES = 12
+"""Prompts looked at for the one most alike."""
 
 
 class CandidatesConfig(Config):
@@ -43,6 +45,9 @@ class CandidatesConfig(Config):
     """The base's guidance, drawn per clip; a refined clip starts from such a base clip."""
     refiner_step_fractions: tuple[PositiveFloat, ...] = (0.25, 0.5, 1.0)
     """The accelerated refiner's steps over those of its checkpoint, drawn per clip."""
+    stray_fraction: float = Field(0.25, ge=0, le=1)
+    """Clips made from another prompt than the task's, the most alike of a few: a small generator follows its prompt almost
+    always, and nobody learns what following means from four clips that follow."""
     model: str = "toy"
     """Name of the generator in the records."""
     seed: int = 1
@@ -97,6 +102,7 @@ def make_candidates(
             "task": task,
             "stage": stage,
             "seed": config.seed * 1_000_000 + task * 100 + slot,
+            "made_from": strayed(config, prompts, task, slot),
         }
         for task, (prompt, clip_stages) in enumerate(zip(prompts, plan, strict=True))
         for slot, stage in enumerate(clip_stages)
@@ -120,7 +126,7 @@ def make_candidates(
             for drawn, group in groupby(own, key=itemgetter(1))
             for batch in sample_clips(
                 base if stage == BASE else refiner,
-                *zip(*((row["prompt"], row["seed"]) for row, _ in group), strict=True),
+                *zip(*((row["made_from"], row["seed"]) for row, _ in group), strict=True),
                 sampler=drawn[0] if stage == BASE else drawn[1],
                 low_res=None if stage == BASE else base,
                 low_res_sampler=drawn[0],
@@ -150,6 +156,22 @@ def make_candidates(
     manifest = out / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written))
     return out
+
+
+def strayed(config: CandidatesConfig, prompts: Sequence[str], task: int, slot: int) -> str:
+    """The prompt a clip is made from: the task's, or in `stray_fraction` of the cases one that is much like it."""
+    rng = random.Random(f"strays:{config.seed}/{task}/{slot}")
+    own = prompts[task]
+    others = sorted(set(prompts) - {own})
+    if not others or rng.random() >= config.stray_fraction:
+        return own
+    words = set(own.split())
+
+    def alike(other: str) -> float:
+        theirs = set(other.split())
+        return len(words & theirs) / len(words | theirs)
+
+    return max(rng.sample(others, min(len(others), STRAY_CHOICES)), key=alike)
 
 
 def draw_samplers(

@@ -30,6 +30,7 @@ from rlhf.candidates import BASE, REFINER, CandidatesConfig
 from rlhf.compare import CompareConfig, Gold, compare, gold_curve
 from rlhf.direct import DirectConfig, train_direct
 from rlhf.judging import PREFERENCES, JudgingConfig, judge_simulated, read_groups
+from rlhf.regenerated import RegenerateConfig, regenerate
 from rlhf.simulated import annotator_ceiling
 from rlhf.stages import Stage, StageRunner
 from rlhf.world import PromptsConfig, World
@@ -56,6 +57,8 @@ class LoopConfig(Config):
     prompts: PromptsConfig = PromptsConfig()
     candidates: CandidatesConfig = CandidatesConfig()
     judging: JudgingConfig = JudgingConfig()
+    regenerated: RegenerateConfig | None = None
+    """Real clips that the generator partly makes anew, whose order the reward backbones learn; None leaves them out."""
     reward_backbones: PretrainConfig = PretrainConfig()
     held_out_backbones: PretrainConfig | None = None
     """What the held-out rewards start from. None: the same backbones, in less time; but then both are fooled by the same pixels."""
@@ -203,10 +206,13 @@ def run_round(
 
     # 2. Three reward models learn those verdicts; three more, of other annotators and prompts, only watch. Each is measured
     #    on what the other was taught.
-    backbones = one.pretrain("reward_backbones", config.reward_backbones, clips, base)
+    anew = one.regenerate(clips, base, student)
+    backbones = one.pretrain("reward_backbones", config.reward_backbones, clips, base, anew)
     other_backbones = backbones
     if config.held_out_backbones is not None:
-        other_backbones = one.pretrain("held_out_backbones", config.held_out_backbones, clips, base)
+        other_backbones = one.pretrain(
+            "held_out_backbones", config.held_out_backbones, clips, base, anew
+        )
     rewards = one.learn("rewards", config.rewards, judging, backbones, feedback)
     watching = one.learn(
         "held_out_rewards", config.held_out_rewards, judging, other_backbones, held_out
@@ -276,13 +282,29 @@ class _Round:
             source=("rlhf.candidates", "rlhf.world"),
         )
 
-    def pretrain(self, name: str, config: PretrainConfig, clips: Path, base: Stage) -> Stage:
-        """Backbones know nothing of a round: they are made once."""
+    def regenerate(self, clips: Path, base: Stage, student: Stage) -> Stage | None:
+        config = self.config.regenerated
+        if config is None:
+            return None
         return self.runner.run(
-            name,
-            lambda out: pretrain_backbones(config, clips, out),
+            f"regenerated{self.suffix}",
+            lambda out: regenerate(
+                config, clips=clips, base=base.path, refiner=student.path, out=out
+            ),
             config=config,
-            inputs={"clips": base},  # the base's key covers the clips
+            inputs={"base": base, "student": student},  # the base's key covers the clips
+            source="rlhf.regenerated",
+        )
+
+    def pretrain(
+        self, name: str, config: PretrainConfig, clips: Path, base: Stage, anew: Stage | None
+    ) -> Stage:
+        graded = [] if anew is None else [anew.path / part for part in (BASE, REFINER)]
+        return self.runner.run(
+            f"{name}{self.suffix}",
+            lambda out: pretrain_backbones(config, clips, out, graded=graded),
+            config=config,
+            inputs={"clips": base, "graded": anew},
             source="rewards.pretrain",
         )
 
