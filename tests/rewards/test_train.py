@@ -170,6 +170,25 @@ def test_shifting_moves_a_clip_as_a_whole() -> None:
     torch.testing.assert_close(same, frames)
 
 
+def test_drift_adds_one_velocity_to_everything():
+    frames = torch.zeros(3, 3, 9, 64, 64)
+    frames[..., 28:36, 28:36] = 1.0
+    moved = DEGRADATIONS["motion_quality"]["drift"](
+        frames, torch.tensor([0.0, 0.5, 1.0]), torch.Generator().manual_seed(0)
+    )
+    grid = torch.arange(64.0)
+    mass = moved[:, 0].sum((2, 3))
+    place = torch.stack(
+        [(moved[:, 0].sum(axis) * grid).sum(-1) / mass for axis in (3, 2)], dim=-1
+    )  # [B, F, 2]
+    travelled = (place[:, -1] - place[:, 0]).norm(dim=-1)
+    torch.testing.assert_close(
+        travelled, torch.tensor([0.0, 0.5, 1.0]) * 0.35 * 64, atol=1.5, rtol=0
+    )
+    steps = place.diff(dim=1)
+    assert (steps - steps.mean(1, keepdim=True)).abs().max() < 1.0  # whole pixels
+
+
 @pytest.mark.parametrize("dimension", list(DEGRADATIONS))
 def test_no_severity_changes_nothing_and_more_changes_more(dimension: str) -> None:
     frames = torch.stack([smooth_clip(i, 6, 32) for i in range(2)])

@@ -10,7 +10,13 @@ import torch
 
 from reelhf.errors import UserError
 from reelhf.video import write_video
-from rlhf.candidates import CandidatesConfig, CorruptionOracle, plan_stages, read_manifest
+from rlhf.candidates import (
+    CandidatesConfig,
+    CorruptionOracle,
+    plan_stages,
+    read_manifest,
+    strayed,
+)
 from rlhf.corruptions import corrupt
 from rlhf.world import PromptsConfig, real_world, split_captions, toy_world
 
@@ -76,6 +82,18 @@ def test_stage_plan_keeps_the_stated_shares():
     assert kinds.count(2) == 4
     assert sum(stages == ["base"] * 4 for stages in plan) == 8
     assert plan == plan_stages(config, 20)
+
+
+def test_strays_are_made_from_a_prompt_much_like_the_tasks_own():
+    prompts = ["a red disc moves left", "a red disc moves right", "two ships at sea", "nothing"]
+    config = CandidatesConfig(stray_fraction=0.25)
+    made = [[strayed(config, prompts, task, slot) for slot in range(400)] for task in range(2)]
+    assert made == [[strayed(config, prompts, t, slot) for slot in range(400)] for t in range(2)]
+    for task, own in enumerate(made):
+        strays = [prompt for prompt in own if prompt != prompts[task]]
+        assert set(strays) == {prompts[1 - task]}  # the most alike of so few
+        assert 0.18 < len(strays) / len(own) < 0.32
+    assert strayed(CandidatesConfig(stray_fraction=1), ["alone"], 0, 0) == "alone"
 
 
 def test_fractions_above_one_are_refused():
