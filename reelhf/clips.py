@@ -14,6 +14,7 @@ import os
 import random
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from reelhf.progress import track
 from reelhf.video import VIDEO_SUFFIXES, iterate_frames, probe_video
 
 MAX_NAMES_SHOWN = 5
+MAX_READERS = 8
+"""Files decoded at once."""
 CACHE_VERSION = 1  # raise when the same arguments must give other windows
 
 
@@ -266,7 +269,9 @@ def _decode_windows(
         for k, pick in enumerate(picks):
             users.setdefault(entries[index].path, {}).setdefault(pick, []).append((window, k))
     frames = torch.empty(len(chosen), 3, len(chosen[0][1]), *size, dtype=torch.uint8)
-    for path, by_frame in track(sorted(users.items()), label="reading clips"):
+
+    def decode(path: Path) -> None:
+        by_frame = users[path]
         numbers = sorted(by_frame)
         decoded = 0
         for number, picture in zip(numbers, iterate_frames(path, indices=numbers), strict=False):
@@ -277,6 +282,11 @@ def _decode_windows(
             decoded += 1
         if decoded < len(numbers):
             raise UserError(f"{path} is damaged: frame {numbers[decoded]} cannot be decoded.")
+
+    # decoding happens outside Python's lock, and each file fills its own windows
+    with ThreadPoolExecutor(min(MAX_READERS, os.cpu_count() or 1)) as readers:
+        for _ in track(readers.map(decode, sorted(users)), label="reading clips", total=len(users)):
+            pass
     return frames
 
 
