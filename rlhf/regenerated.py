@@ -9,7 +9,6 @@ they will judge than spoiled renders are. After SDEdit (2108.01073) for the copi
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -55,6 +54,7 @@ def regenerate(
         base, refiner: generator folders.
     """
     from generator.checkpoint import load_generator
+    from generator.sampling import refine_frames
     from reelhf.clips import load_clip_folder, load_windows
     from reelhf.progress import track
     from rlhf.candidates import with_fewer_steps
@@ -73,21 +73,23 @@ def regenerate(
     made: dict[str, list[Tensor]] = {"base": [], "refiner": []}
     grades: list[Tensor] = []
     for copy in range(1 + config.copies):
-        jobs = list(batches(len(windows.captions), config.batch_size))
-        for rows in track(jobs, label=f"clips made anew, copy {copy}"):
+        starts = range(0, len(windows.captions), config.batch_size)
+        for start in track(starts, label=f"clips made anew, copy {copy}"):
+            rows = range(start, min(start + config.batch_size, len(windows.captions)))
             captions = [windows.captions[row] for row in rows]
             seeds = [config.seed * 1_000_000 + copy * 100_000 + row for row in rows]
-            frames = windows.frames[rows].float() / 255
+            frames = windows.frames[start : rows.stop].float() / 255
             begin = small.sampler.num_steps if copy == 0 else rng.randrange(small.sampler.num_steps)
             sampler = replace(small.sampler, guidance_scale=rng.choice(config.guidance_scales))
             low = from_step(small, frames, captions, seeds, sampler, begin)
-            task = large.low_res_task(low, size[0], size[1])
-            refined = sample(
+            steps = rng.choice(config.refiner_step_fractions)
+            refined = refine_frames(
                 large,
+                low,
                 captions,
                 seeds,
-                task,
-                with_fewer_steps(large.sampler, rng.choice(config.refiner_step_fractions)),
+                batch_size=len(rows),
+                sampler=with_fewer_steps(large.sampler, steps),
             )
             made["base"].append(to_bytes(low))
             made["refiner"].append(to_bytes(refined))
@@ -102,11 +104,6 @@ def regenerate(
             frames.gather(1, index), graded.gather(1, order), windows.captions, large.fps
         ).save(out / name)
     return out
-
-
-def batches(count: int, size: int) -> Iterator[list[int]]:
-    for start in range(0, count, size):
-        yield list(range(start, min(start + size, count)))
 
 
 def from_step(
@@ -142,21 +139,6 @@ def from_step(
         )
         latents = euler_step(latents, velocity, at(high), at(low))
     return base.decode(latents)[0].clamp(0, 1)
-
-
-def sample(
-    model: VideoBackbone, prompts: list[str], seeds: list[int], task: object, spec: SamplerSpec
-) -> Tensor:
-    from generator.sampling import sample_frames
-
-    return sample_frames(
-        model,
-        prompts,
-        seeds,
-        task=task,  # type: ignore[arg-type]
-        sampler=spec,
-        batch_size=len(prompts),
-    )
 
 
 def to_bytes(frames: Tensor) -> Tensor:
