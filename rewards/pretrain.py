@@ -22,6 +22,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
 from reelhf.config import Config
+from reelhf.errors import UserError
 from reelhf.graded import GradedClips
 from rewards.aesthetic import AestheticConfig, AestheticReward
 from rewards.degrade import degrade
@@ -118,7 +119,7 @@ def pretrain_backbones(
     seed_everything(config.seed)
     models = build_models(config, windows.captions)
     small = shrink_windows(windows.frames, config.foundational.area)
-    sets = [GradedClips.load(folder) for folder in graded]
+    sets = [load_graded(folder, config) for folder in graded]
     for name, model in models.items():
         started = time.monotonic()
         pretrain = {
@@ -133,6 +134,18 @@ def pretrain_backbones(
         model.save(Path(out) / name)
     write_text_atomic(stamp, key)
     return Path(out)
+
+
+def load_graded(folder: Path, config: PretrainConfig) -> GradedClips:
+    """Graded clips of the length and rate of the windows; UserError otherwise."""
+    clips = GradedClips.load(folder)
+    found = clips.frames.shape[3], clips.fps
+    if found != (config.num_frames, config.fps):
+        raise UserError(
+            f"{folder} holds graded clips of {found[0]} frames at {found[1]:g} fps; expected num_frames {config.num_frames} "
+            f"at fps {config.fps:g}, as the backbones are pre-trained on"
+        )
+    return clips
 
 
 def build_models(config: PretrainConfig, captions: Sequence[str]) -> dict[str, RewardModule]:
@@ -376,9 +389,9 @@ def pretrain_foundational(
         loss = loss + 0.3 * model.words.loss(words, right + right)
         first, second = values.chunk(2)
         if "prompt_following" in rows:
-            score = torch.stack([first, second])[..., rows["prompt_following"]]  # [2, B]
-            better = score.gather(0, (~second_is_worse).long()[None])[0]
-            worse = score.gather(0, second_is_worse.long()[None])[0]
+            row = rows["prompt_following"]
+            better = torch.where(second_is_worse, first[:, row], second[:, row])
+            worse = torch.where(second_is_worse, second[:, row], first[:, row])
             loss = loss + ranking_loss(better, worse, worse_by)
         if "structural_stability" in rows:
             row = rows["structural_stability"]
