@@ -1,7 +1,7 @@
 """The motion reward: a V-JEPA 2 video encoder, an attentive probe over time, and the words its motion calls for.
 
 The question put to people is "which moves more naturally and as the prompt asks". Natural: the probe pools each tubelet
-time by itself and reads level, trend and unrest of what it finds there. As the prompt asks: the same features predict
+time by itself and reads level, velocity, speed and unrest of what it finds there. As the prompt asks: the same features predict
 words (`rewards.words`), and the prompt is held against them. Odd clips are padded to whole tubelets, otherwise V-JEPA 2
 drops the last frame silently. Source: V-JEPA 2, 2506.09985, attentive probe of sec. 4; the reading over time is ours.
 """
@@ -71,10 +71,11 @@ def tiny_vjepa2_config(config: MotionConfig) -> VJEPA2Config:
 
 
 class TemporalProbe(nn.Module):
-    """Queries attend within each tubelet time; what they find is read as level, trend and unrest over time.
+    """Queries attend within each tubelet time; what they find is read as level, velocity, speed and unrest over time.
 
     RoPE leaves no absolute place in the encoder's states, and a path is places over times: so the place of each patch
-    is added before pooling.
+    is added before pooling. Velocity is change per second, not per clip: the same frames shown twice as fast move twice as fast.
+    Speed is its size, whichever way: "slowly" is linear in it and not in the velocity.
     """
 
     FREQUENCIES = (0.5, 1.0, 2.0)
@@ -91,7 +92,7 @@ class TemporalProbe(nn.Module):
             nn.Linear(2 * hidden_size, hidden_size),
         )
         self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
-        self.features = 3 * num_queries * hidden_size
+        self.features = 4 * num_queries * hidden_size
 
     def places(self, rows: int, columns: int, device: torch.device) -> Tensor:
         """Coordinates in [-1, 1] and their sines and cosines, [rows * columns, 2 + 4 * frequencies]."""
@@ -100,8 +101,8 @@ class TemporalProbe(nn.Module):
         waves = [f(torch.pi * k * grid) for k in self.FREQUENCIES for f in (torch.sin, torch.cos)]
         return torch.cat([grid, *waves], dim=1)
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """Tokens [B, T * h * w, H] on a grid (T, h, w) -> features [B, 3 * Q * H]."""
+    def forward(self, tokens: Tensor, grid: tuple[int, int, int], interval: Tensor) -> Tensor:
+        """Tokens [B, T * h * w, H] on a grid (T, h, w), `interval` [B] seconds between times -> features [B, 4 * Q * H]."""
         times, rows, columns = grid
         batch = len(tokens)
         tokens = self.norm(tokens).view(batch * times, rows * columns, -1)
@@ -115,22 +116,50 @@ class TemporalProbe(nn.Module):
         queries = self.queries.expand(batch * times, -1, -1)
         found = F.scaled_dot_product_attention(split(queries), split(key), split(value))
         found = found.transpose(1, 2).reshape(batch, times, -1)  # [B, T, Q * H]
-        when = (
-            torch.linspace(-1, 1, times, device=tokens.device) if times > 1 else found.new_zeros(1)
-        )
-        trend = (found * when[:, None]).mean(1)
+        velocity = found.new_zeros(found.shape[0], found.shape[2])
+        if times > 1:
+            step = torch.arange(times, device=tokens.device) - (times - 1) / 2
+            slope = (found * step[:, None]).sum(1) / step.square().sum()  # least squares, per time
+            velocity = slope / interval[:, None]
+        speed = (velocity.square() + 1e-6).sqrt()
         unrest = found.new_zeros(found.shape[0], found.shape[2])
         if times > 2:
             bend = found[:, 2:] - 2 * found[:, 1:-1] + found[:, :-2]
             unrest = (bend.square() + 1e-6).sqrt().mean(1)
-        return torch.cat([found.mean(1), 4 * trend, unrest], dim=1)
+        return torch.cat([found.mean(1), velocity, speed, unrest], dim=1)
+
+
+class PromptAim(nn.Module):
+    """How far a clip's motion is from what the prompt asks: both become points in one small space.
+
+    Words alone are one-sided: nothing is ever too fast for "quickly". Near a point there is too little and too much.
+    """
+
+    def __init__(self, features: int, vocab_size: int, hidden_size: int, size: int = 16) -> None:
+        super().__init__()
+        self.shown = nn.Sequential(
+            nn.LayerNorm(features),
+            nn.Linear(features, hidden_size),
+            nn.GELU(),
+            nn.Linear(hidden_size, size),
+        )
+        self.asked = nn.Sequential(
+            nn.Linear(vocab_size, hidden_size),
+            nn.GELU(),
+            nn.Linear(hidden_size, size),
+        )
+
+    def forward(self, features: Tensor, words: Tensor) -> Tensor:
+        """Features [B, H] and weighted words of the prompt [B, V] -> squared distance [B, 1]."""
+        gap = self.shown(features) - self.asked(F.normalize(words, dim=1) * words.shape[1] ** 0.25)
+        return gap.square().mean(1, keepdim=True)
 
 
 class MotionReward(RewardModule):
     """V-JEPA 2 encoder, a probe over time and the prompt's words: motion_quality."""
 
     kind: ClassVar[str] = "vjepa2_motion"
-    readouts: ClassVar[tuple[str, ...]] = ("head.", "read.", "words.weight")
+    readouts: ClassVar[tuple[str, ...]] = ("head.", "read.", "aim.", "words.weight")
     config_class: ClassVar[type[Config]] = MotionConfig
     settings: MotionConfig
 
@@ -157,17 +186,19 @@ class MotionReward(RewardModule):
             nn.Linear(self.probe.features, hidden),
             nn.GELU(),
         )
-        self.read = nn.Linear(hidden + 4, len(self.dimensions))
+        self.aim = PromptAim(self.probe.features, len(tokenizer), hidden)
+        self.read = nn.Linear(hidden + 5, len(self.dimensions))
         nn.init.normal_(self.read.weight[:, :hidden], std=0.02)
         nn.init.constant_(self.read.weight[:, hidden:], 0.25)  # begins as agreement with the prompt
 
-    def features(self, frames: Tensor) -> Tensor:
-        """The probe's features [B, 3 * Q * H] of frames [B, 3, F, H, W] in [0, 1]."""
+    def features(self, frames: Tensor, fps: Tensor) -> Tensor:
+        """The probe's features [B, 4 * Q * H] of frames [B, 3, F, H, W] in [0, 1] shown at `fps` [B]."""
         pixels = self.pixels(frames)
         tokens = self.backbone(pixels, skip_predictor=True).last_hidden_state
         config = self.backbone.config
         rows, columns = (side // config.patch_size for side in pixels.shape[-2:])
-        return self.probe(tokens, (pixels.shape[1] // config.tubelet_size, rows, columns))
+        grid = (pixels.shape[1] // config.tubelet_size, rows, columns)
+        return self.probe(tokens, grid, config.tubelet_size / fps)
 
     def pixels(self, frames: Tensor) -> Tensor:
         """What V-JEPA 2 takes: resized, normalised, whole tubelets, time first [B, F, 3, h, w]."""
@@ -176,14 +207,17 @@ class MotionReward(RewardModule):
         frames = normalise(resize(frames, size, "bilinear"), IMAGENET_MEAN, IMAGENET_STD)
         return pad_frames(frames, config.tubelet_size).transpose(1, 2)
 
-    def values_and_words(self, frames: Tensor, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def values_and_words(
+        self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
+    ) -> tuple[Tensor, Tensor]:
         """Raw logits [B, D] and log-probabilities of words [B, V]."""
-        features = self.features(frames)
+        features = self.features(frames, fps)
         words = self.words(features)
-        match = self.words.match(words, prompts)
-        return self.read(torch.cat([self.head(features), match], dim=1)), words
+        bag = self.words.bag(prompts) * self.words.idf
+        agreement = [self.words.match(words, prompts), -self.aim(features, bag)]
+        return self.read(torch.cat([self.head(features), *agreement], dim=1)), words
 
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.values_and_words(frames, prompts)[0], {}
+        return self.values_and_words(frames, fps, prompts)[0], {}

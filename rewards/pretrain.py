@@ -25,7 +25,7 @@ from reelhf.config import Config
 from reelhf.errors import UserError
 from reelhf.graded import GradedClips
 from rewards.aesthetic import AestheticConfig, AestheticReward
-from rewards.degrade import degrade
+from rewards.degrade import degrade, drift
 from rewards.foundational import FoundationalConfig, FoundationalReward
 from rewards.losses import bradley_terry_loss
 from rewards.module import RewardModule
@@ -312,6 +312,21 @@ def graded_pairs(
             yield GradedPair(nearer, further, margin, [texts[row] for row in rows.tolist()])
 
 
+def generated_clips(
+    graded: Sequence[GradedClips], prompts: Sequence[list], batch_size: int, generator: Generator
+) -> Iterator[tuple[Tensor, list]]:
+    """Batches of the sets in turn, without end: (frames [B, 3, F, H, W] in [0, 1], what `prompts` holds of their captions).
+
+    Any version but the furthest of each clip: what the generator makes, still more or less as the caption says. Spoiled like the
+    real clips, they teach the same orders on the pictures that will be judged.
+    """
+    while graded:
+        for clips, texts in zip(graded, prompts, strict=True):
+            rows = torch.randperm(len(texts), generator=generator)[:batch_size]
+            versions = torch.randint(clips.grades.shape[1] - 1, (len(rows),), generator=generator)
+            yield clips.frames[rows, versions].float() / 255, [texts[row] for row in rows.tolist()]
+
+
 def ranking_loss(better: Tensor, worse: Tensor, margin: Tensor) -> Tensor:
     """Bradley-Terry on pairs whose order is known, each counted by how far apart the two are. Scores [B]."""
     return (bradley_terry_loss(better, worse) * margin).sum() / margin.sum().clamp_min(1e-6)
@@ -409,20 +424,53 @@ def recoloured(
     return degrade(frames, "prompt_following", severity, generator), high - low
 
 
+WRONG_MOTION, WRONG_SPEED, DRIFT = 0.3, 0.2, 0.3
+"""Shares of the pairs that teach the motion reward; in the rest both copies are spoiled in some way, the second more."""
+MOST_OCTAVES = 1.3
+"""How much too fast or too slow a clip is shown at most, as a power of two."""
+
+
 def wrong_motion(frames: Tensor, generator: Generator) -> Tensor:
-    """The same clips [B, 3, F, H, W] moving otherwise: backwards, turned, at half speed or stopped; one way per clip."""
+    """The same clips [B, 3, F, H, W] moving otherwise: backwards, turned or stopped; one way per clip."""
     num_frames, square = frames.shape[2], frames.shape[-1] == frames.shape[-2]
-    half = (torch.arange(num_frames) // 2 + num_frames // 4).clamp_max(num_frames - 1)
     ways = [
         lambda clip: clip.flip(1),
         lambda clip: clip.flip(2, 3),
         lambda clip: clip.transpose(2, 3) if square else clip.flip(2, 3),
         lambda clip: clip.transpose(2, 3).flip(2, 3) if square else clip.flip(2, 3),
-        lambda clip: clip[:, half],
         lambda clip: clip[:, num_frames // 2 :][:, :1].expand_as(clip),
     ]
     kinds = torch.randint(len(ways), (len(frames),), generator=generator).tolist()
     return torch.stack([ways[kind](clip) for kind, clip in zip(kinds, frames, strict=True)])
+
+
+def worse_motion(
+    frames: Tensor, fps: float, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two versions of each clip [B, 3, F, H, W] that differ in motion: (better, worse, by how much [B], fps of the worse [B]).
+
+    The worse moves otherwise than the caption says, or the right way too fast or too slowly, or drifts or is spoiled further than
+    the better. Too fast is as wrong as too slow: shown at another rate, a clip's own pictures say both.
+    """
+    better, worse, margin = spoiled_pair(frames, "motion_quality", generator)
+    kind = torch.rand(len(frames), generator=generator)
+    low, high = torch.rand(2, len(frames), generator=generator).sort(dim=0).values
+    low = low * (torch.rand(len(frames), generator=generator) < 0.6)
+    octaves = MOST_OCTAVES * (2 * torch.rand(len(frames), generator=generator) - 1)
+    ends = torch.tensor([WRONG_MOTION, WRONG_SPEED, DRIFT]).cumsum(0)
+    other, hurried, drifting = (
+        (kind < end) & (kind >= end - share)
+        for end, share in zip(ends, (WRONG_MOTION, WRONG_SPEED, DRIFT), strict=True)
+    )
+    for chosen, first, second, gap in (
+        (other, frames, wrong_motion(frames, generator), torch.ones(len(frames))),
+        (hurried, frames, frames, octaves.abs()),
+        (drifting, drift(frames, low, generator), drift(frames, high, generator), high - low),
+    ):
+        where = chosen.view(-1, 1, 1, 1, 1)
+        better, worse = torch.where(where, first, better), torch.where(where, second, worse)
+        margin = torch.where(chosen, gap, margin)
+    return better, worse, margin, fps * 2 ** (octaves * hurried)
 
 
 def pretrain_motion(
@@ -440,28 +488,31 @@ def pretrain_motion(
     model.train()
     stage = config.motion_stage
     judged = graded_pairs(graded, model, stage.batch_size, generator)
+    texts = [model.encode_prompts(clips.captions) for clips in graded]
+    own = generated_clips(graded, texts, stage.batch_size, generator)
     for step, batch in enumerate(batches(frames, stage, generator, "pre-train motion")):
         right = [prompts[i] for i in batch.index.tolist()]
+        fps = torch.full((len(right),), config.fps)
         if step < stage.num_steps * config.masked_share:
             seen = spoil_lightly(batch.frames, config.spoil, generator)
             masked = masked_prediction_loss(model, teacher, seen, generator)
-            words = model.words(model.features(seen))
+            words = model.words(model.features(seen, fps))
             optimizer.step(masked + model.words.loss(words, right))
             follow(teacher, model.backbone.encoder)
             continue
         pair = next(judged, None) if step % 2 else None
+        fps_of_worse = None
         if pair is None:
-            less, more, margin = spoiled_pair(batch.frames, "motion_quality", generator)
-            other = wrong_motion(batch.frames, generator)
-            astray = torch.rand(len(more), generator=generator) < 0.6
-            more = torch.where(astray.view(-1, 1, 1, 1, 1), other, more)
-            less = torch.where(astray.view(-1, 1, 1, 1, 1), batch.frames, less)
-            margin = torch.where(astray, 1.0, margin)
-            seen = spoil_lightly(torch.cat([less, more]), config.spoil, generator)
+            source = next(own, None) if step % 4 == 0 else None
+            clips, right = (batch.frames, right) if source is None else source
+            better, worse, margin, fps_of_worse = worse_motion(clips, config.fps, generator)
+            seen = spoil_lightly(torch.cat([better, worse]), config.spoil, generator)
         else:
             right, margin = pair.prompts, pair.margin
             seen = torch.cat([pair.nearer, pair.further])
-        values, words = model.values_and_words(seen, right + right)
+        fps = torch.full((len(right),), config.fps)
+        both = torch.cat([fps, fps if fps_of_worse is None else fps_of_worse])
+        values, words = model.values_and_words(seen, both, right + right)
         first, second = values[:, 0].chunk(2)
         loss = model.words.loss(words.chunk(2)[0], right)
         optimizer.step(loss + ranking_loss(first, second, margin))
@@ -521,16 +572,21 @@ def pretrain_aesthetic(
     modules = nn.ModuleDict({"model": model, "text": text, "project": project})
     modules.register_parameter("scale", scale)
     optimizer = CosineMuon(modules, config.aesthetic_stage)
-    prompts = encode_texts(model.tokenizer, captions, max_tokens=config.aesthetic.max_text_tokens)
+    limit = config.aesthetic.max_text_tokens
+    prompts = encode_texts(model.tokenizer, captions, max_tokens=limit)
     model.train()
     stage = config.aesthetic_stage
     judged = graded_pairs(graded, model, stage.batch_size, generator)
+    texts = [encode_texts(model.tokenizer, clips.captions, max_tokens=limit) for clips in graded]
+    own = generated_clips(graded, texts, stage.batch_size, generator)
     for step, batch in enumerate(batches(frames, stage, generator, "pre-train aesthetic")):
         which = int(torch.randint(frames.shape[2], (), generator=generator))
         pair = next(judged, None) if step % 2 else None
         if pair is None:
+            source = next(own, None) if step % 4 == 0 else None
             right = [prompts[i] for i in batch.index.tolist()]
-            picture = batch.frames[:, :, which : which + 1]
+            clips, right = (batch.frames, right) if source is None else source
+            picture = clips[:, :, which : which + 1]
             less, more, margin = spoiled_pair(picture, "aesthetic_quality", generator)
         else:
             right, margin = pair.prompts, pair.margin

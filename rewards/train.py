@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -53,6 +53,21 @@ class RewardTrainConfig(Config):
     """Augmentation: each clip is moved by up to this fraction of its side, its border repeated."""
     seed: int = 0
     """Of batches and augmentation."""
+    own: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of one model that differ from the above: {aesthetic: {tasks_per_batch: 2}}."""
+
+    @model_validator(mode="after")
+    def _own_settings(self) -> RewardTrainConfig:
+        for name in self.own:
+            if name not in MODEL_FOLDERS:
+                raise ValueError(f"own names '{name}'; expected one of {', '.join(MODEL_FOLDERS)}")
+            self.of(name)
+        return self
+
+    def of(self, name: str) -> RewardTrainConfig:
+        """The settings that one model is trained with."""
+        shared = self.model_dump(exclude={"own"})
+        return RewardTrainConfig(**(shared | self.own.get(name, {})))
 
 
 class TaskDataset(Dataset[RewardTask]):
@@ -99,8 +114,8 @@ def train_rewards(
     clips: dict[str, Clip] = {}
     chosen = {"annotators": annotators, "prompt_ids": prompt_ids}
     for name in config.models:
-        folder = Path(backbones) / name
-        seed_everything(config.seed)
+        folder, settings = Path(backbones) / name, config.of(name)
+        seed_everything(settings.seed)
         model = reward_class(read_reward_json(folder)["type"]).load(folder)
         tasks = load_tasks(data, dimensions=model.dimensions, splits=splits, **chosen)
         if not tasks:
@@ -111,7 +126,7 @@ def train_rewards(
         if missing:
             clips |= load_clips(data, missing)
         training = [task for task in tasks if task.split != "validation"] or tasks
-        metrics = fit(model, training, clips, config, label=name)
+        metrics = fit(model, training, clips, settings, label=name)
         model.data_hash = content_hash([t.task_id for t in tasks], [len(t.votes) for t in tasks])
         calibrate(model, tasks, clips)
         for step, row in enumerate(metrics):

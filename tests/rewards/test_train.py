@@ -22,7 +22,8 @@ from rewards.calibration import fit_temperature, spread
 from rewards.data import Clip, RewardTask, Vote, group_by_shape, load_tasks
 from rewards.degrade import DEGRADATIONS, degrade
 from rewards.evaluate import chi_square_uniform, evaluate_rewards, format_report
-from rewards.pretrain import build_models, pretrain_backbones, swapped_captions
+from rewards.motion import TemporalProbe
+from rewards.pretrain import build_models, pretrain_backbones, swapped_captions, worse_motion
 from rewards.train import RewardTrainConfig, preference_loss, shift_clips, tie_widths, train_rewards
 
 BRIGHTNESS = [random.Random(i).random() for i in range(400)]
@@ -244,3 +245,49 @@ def test_the_slots_of_an_export_are_counted(preferences: Path) -> None:
     slots = slot_test(read_preferences(preferences))
     assert {k: sum(row["counts"]) for k, row in slots.items()} == {"3": 20, "4": 20}
     assert all(row["p"] > 0.01 for row in slots.values())
+
+
+def test_a_model_may_have_settings_of_its_own():
+    config = RewardTrainConfig(epochs=2, own={"aesthetic": {"tasks_per_batch": 2}})
+    assert config.of("aesthetic").tasks_per_batch == 2
+    assert config.of("motion").tasks_per_batch == config.tasks_per_batch
+    assert config.of("aesthetic").epochs == config.of("motion").epochs == 2
+    with pytest.raises(ValueError, match="own names 'asthetic'; expected one of foundational"):
+        RewardTrainConfig(own={"asthetic": {"epochs": 1}})
+    with pytest.raises(ValueError, match="epochs"):
+        RewardTrainConfig(own={"motion": {"epochs": 0}})
+
+
+def test_the_same_pictures_shown_faster_move_faster():
+    """Velocity is per second: twice the frame rate is twice the speed, and nothing else of what the probe reads changes."""
+    torch.manual_seed(0)
+    probe = TemporalProbe(16, num_queries=2, num_heads=2)
+    tokens, grid = torch.randn(2, 5 * 4 * 4, 16), (5, 4, 4)
+    slow, fast = (
+        probe(tokens, grid, torch.full((2,), interval)).chunk(4, dim=1)
+        for interval in (0.25, 0.125)
+    )
+    for name, before, after in zip(
+        ("level", "velocity", "speed", "unrest"), slow, fast, strict=True
+    ):
+        gain = 2.0 if name in ("velocity", "speed") else 1.0
+        torch.testing.assert_close(after, gain * before, msg=name, rtol=1e-3, atol=1e-3)
+    assert (slow[2] >= 0).all()
+    # a still clip has no velocity, whatever its rate
+    still = tokens[:, :16].repeat(1, 5, 1)
+    assert probe(still, grid, torch.full((2,), 0.25)).chunk(4, dim=1)[1].abs().max() < 1e-5
+
+
+def test_worse_motion_is_two_sided_and_leaves_the_better_clip_alone():
+    frames = torch.stack([smooth_clip(i, 9, 32) for i in range(64)])
+    better, worse, margin, fps = worse_motion(frames, 8.0, torch.Generator().manual_seed(0))
+    assert better.shape == worse.shape == frames.shape
+    hurried = fps != 8.0
+    assert 0.1 < hurried.float().mean() < 0.35
+    assert (fps[hurried] > 8).any()
+    assert (fps[hurried] < 8).any()
+    torch.testing.assert_close(worse[hurried], frames[hurried])  # same pictures, other rate
+    torch.testing.assert_close(margin[hurried], (fps[hurried] / 8).log2().abs())
+    changed = (worse - better).flatten(1).abs().amax(1) > 0
+    assert (changed | hurried | (margin < 0.15)).all()
+    assert ((margin >= 0) & (margin <= 1.3)).all()
