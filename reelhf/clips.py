@@ -27,11 +27,9 @@ from torch import Tensor
 from reelhf.errors import UserError
 from reelhf.hashing import content_hash, sha256_file
 from reelhf.progress import track
-from reelhf.video import VIDEO_SUFFIXES, iterate_frames, probe_video
+from reelhf.video import MAX_READERS, VIDEO_SUFFIXES, iterate_frames, probe_video
 
 MAX_NAMES_SHOWN = 5
-MAX_READERS = 8
-"""Files decoded at once."""
 CACHE_VERSION = 1  # raise when the same arguments must give other windows
 
 

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,13 +28,11 @@ from reelhf.errors import UserError
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi", ".m4v")
 MAX_FPS = 1000  # above this a container's rate is a time base, not a frame rate
 GIF_CENTISECONDS = Fraction(1, 100)  # the resolution of a GIF's frame delays
+MAX_READERS = 8
+"""Files decoded at once."""
 CODECS: dict[str, tuple[str, str, dict[str, str]]] = {  # suffix -> codec, pixel format, options
     # x264's lookahead gave other bytes in 1 of 250 writes of the same small clip, even on one thread; without it 0 of 1200
-    ".mp4": (
-        "libx264",
-        "yuv420p",
-        {"preset": "medium", "x264-params": "rc-lookahead=0:sync-lookahead=0"},
-    ),
+    ".mp4": ("libx264", "yuv420p", {"x264-params": "rc-lookahead=0:sync-lookahead=0"}),
     ".webm": ("libvpx-vp9", "yuv420p", {"b": "0", "deadline": "good", "cpu-used": "4"}),
     ".gif": ("gif", "pal8", {}),
 }
@@ -125,7 +126,22 @@ def iterate_frames(path: str | Path, *, indices: Any) -> Any:
             raise _damaged(path, error) from None
 
 
-def write_video(path: str | Path, frames: Tensor, fps: float, *, crf: int = 14) -> None:
+def read_videos(paths: Iterable[str | Path]) -> Iterator[tuple[Tensor, float]]:
+    """`read_video` of each file, in order, several at a time: decoding happens outside Python's lock."""
+    count = min(MAX_READERS, os.cpu_count() or 1)
+    waiting: deque[Future[tuple[Tensor, float]]] = deque()
+    with ThreadPoolExecutor(count) as readers:
+        for path in paths:
+            waiting.append(readers.submit(read_video, path))
+            if len(waiting) > 2 * count:  # not the whole folder in memory
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def write_video(
+    path: str | Path, frames: Tensor, fps: float, *, crf: int = 14, preset: str = "medium"
+) -> None:
     """Encode a clip as .mp4 (H.264), .webm (VP9) or .gif; it appears whole or not at all.
 
     The file carries no metadata and its bytes depend only on the frames, the rate and the codec's
@@ -135,6 +151,7 @@ def write_video(path: str | Path, frames: Tensor, fps: float, *, crf: int = 14) 
         frames: `[3, F, H, W]`, float in [0, 1] (clamped) or uint8.
         fps: frames per second, above 0.
         crf: quality, 0 is lossless, 14 looks lossless, 51 is worst; a GIF ignores it.
+        preset: x264's trade of time for size, "ultrafast" to "veryslow"; other codecs ignore it.
     """
     path = Path(path)
     if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[1] == 0:
@@ -150,7 +167,7 @@ def write_video(path: str | Path, frames: Tensor, fps: float, *, crf: int = 14) 
         if path.suffix.lower() == ".gif":
             _encode_gif(aside, pictures, fps)
         else:
-            _encode(aside, pictures, fps, crf)
+            _encode(aside, pictures, fps, crf, preset)
         os.replace(aside, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
@@ -171,8 +188,10 @@ def _to_pictures(frames: Tensor, *, even: bool) -> np.ndarray:
     return pictures
 
 
-def _encode(path: Path, pictures: np.ndarray, fps: float, crf: int) -> None:
+def _encode(path: Path, pictures: np.ndarray, fps: float, crf: int, preset: str) -> None:
     codec, pixel_format, options = CODECS[path.suffix]
+    if codec == "libx264":
+        options = {**options, "preset": preset}
     rate = Fraction(fps).limit_denominator(1001)
     container_options = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options={"fflags": "+bitexact", **container_options}) as container:

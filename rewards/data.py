@@ -104,14 +104,14 @@ def load_tasks(
 def load_clips(data: PreferenceData, tasks: Sequence[RewardTask]) -> dict[str, Clip]:
     """Decode every clip the tasks name, once."""
     from reelhf.progress import track
-    from reelhf.video import read_video
+    from reelhf.video import read_videos
 
     wanted = list(dict.fromkeys(sha for task in tasks for sha in task.clips))
     if not wanted:
         raise UserError(f"{data.folder} holds no preference rows for what was asked")
-    return {
-        sha: Clip(*read_video(data.clip_path(sha))) for sha in track(wanted, label="read clips")
-    }
+    read = read_videos(data.clip_path(sha) for sha in wanted)
+    pairs = zip(wanted, read, strict=True)
+    return {sha: Clip(*clip) for sha, clip in track(pairs, label="read clips", total=len(wanted))}
 
 
 def group_by_shape(clips: Sequence[Clip]) -> list[tuple[list[int], Tensor, Tensor]]:

@@ -139,13 +139,14 @@ def shown_spread(candidates: Path, gold: Gold) -> dict[str, float]:
     The unit of the simulated annotators' noise: a person tells apart what is shown side by side, on whatever scale it differs.
     """
     from reelhf.progress import track
-    from reelhf.video import read_video
+    from reelhf.video import read_videos
 
     rows = read_manifest(candidates)
     tasks = sorted({row["task"] for row in rows})[:: max(1, len(rows) // _SPREAD_CLIPS)]
+    rows = [row for row in rows if row["task"] in tasks]
     measured: dict[int, list[Mapping[str, float]]] = {}
-    for row in track([r for r in rows if r["task"] in tasks], label="spread of the clips shown"):
-        frames, fps = read_video(row["path"])
+    shown = zip(rows, read_videos(row["path"] for row in rows), strict=True)
+    for row, (frames, fps) in track(shown, label="spread of the clips shown", total=len(rows)):
         measured.setdefault(row["task"], []).append(gold(frames.float() / 255, row["prompt"], fps))
     groups = [group for group in measured.values() if len(group) > 1]
     return {

@@ -334,7 +334,7 @@ def annotator_ceiling(
     Returns: per dimension `accuracy` on the pairs that are no tie, and their number `n`.
     """
     from reelhf.progress import track
-    from reelhf.video import read_video
+    from reelhf.video import read_videos
 
     data = preferences if isinstance(preferences, PreferenceData) else read_preferences(preferences)
     rows = [
@@ -346,11 +346,14 @@ def annotator_ceiling(
         and (prompt_ids is None or row["prompt_id"] in prompt_ids)
         and (annotators is None or row["annotator"] in annotators)
     ]
-    looks = {(row[side], row["prompt"]) for row in rows for side in ("clip_a", "clip_b")}
-    scores = {}
-    for sha256, prompt in track(sorted(looks), label="gold of judged clips"):
-        frames, fps = read_video(data.clip_path(sha256))
-        scores[sha256, prompt] = gold(frames.float() / 255, prompt, fps)
+    looks = sorted({(row[side], row["prompt"]) for row in rows for side in ("clip_a", "clip_b")})
+    shown = zip(looks, read_videos(data.clip_path(sha256) for sha256, _ in looks), strict=True)
+    scores = {
+        (sha256, prompt): gold(frames.float() / 255, prompt, fps)
+        for (sha256, prompt), (frames, fps) in track(
+            shown, label="gold of judged clips", total=len(looks)
+        )
+    }
     right, total = Counter[str](), Counter[str]()
     for row in rows:
         dimension = row["dimension"]
