@@ -233,7 +233,7 @@ def record_trajectories(
                 now,
                 condition,
                 task,
-                guidance_scale=refiner.sampler.guidance_scale,
+                **refiner.sampler.guidance,
             )
             latents = euler_step(latents, velocity, now, then)
             path.append(latents.cpu())
@@ -328,7 +328,7 @@ def compare_students(
     95 % interval of (teacher's distance - student's distance), so above zero the student is closer.
     """
     shape = teacher.spec.latent_shape(*teacher.frame_shape)
-    few = replace(student.sampler, guidance_scale=teacher.sampler.guidance_scale)
+    few = replace(student.sampler, **teacher.sampler.guidance)
     routes = {
         "teacher": (teacher, teacher.sampler),
         "teacher_few_steps": (teacher, few),

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
 
 from reelhf.errors import UserError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Role = Literal["base", "refiner"]
-SamplerKind = Literal["euler", "renoise"]
+SamplerKind = Literal["euler", "adams", "renoise"]
 
 
 @dataclass(frozen=True)
@@ -63,15 +63,22 @@ class SamplerSpec:
     """How a checkpoint is sampled: it travels with the weights, and everyone samples with it, RLHF included."""
 
     kind: SamplerKind = "euler"
-    """`euler`: one ODE step per interval. `renoise`: predict x0, then add fresh noise at the next sigma."""
+    """`euler`: one ODE step per interval. `adams`: the same evaluations, second order (Adams-Bashforth). `renoise`: predict x0,
+    then add fresh noise at the next sigma."""
     sigmas: tuple[float, ...] = (1.0, 0.0)
     """Interval edges, strictly descending from 1.0 to 0.0: one denoiser evaluation (NFE) per interval."""
     guidance_scale: float = 1.0
     """Classifier-free guidance; 1 is none and costs one evaluation less per step."""
+    guidance_rescale: float = 0.0
+    """How far the guided velocity is brought back to the spread of the unguided one, 0 to 1 (2305.08891)."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("euler", "renoise"):
-            raise UserError(f"sampler kind '{self.kind}'; expected 'euler' or 'renoise'")
+        if self.kind not in get_args(SamplerKind):
+            raise UserError(
+                f"sampler kind '{self.kind}'; expected {' or '.join(map(repr, get_args(SamplerKind)))}"
+            )
+        if not 0 <= self.guidance_rescale <= 1:
+            raise UserError(f"guidance_rescale {self.guidance_rescale}; expected 0 to 1")
         sigmas = tuple(float(sigma) for sigma in self.sigmas)
         descending = all(high > low for high, low in itertools.pairwise(sigmas))
         if len(sigmas) < 2 or sigmas[0] != 1.0 or sigmas[-1] != 0.0 or not descending:
@@ -83,6 +90,24 @@ class SamplerSpec:
     @property
     def num_steps(self) -> int:
         return len(self.sigmas) - 1
+
+    def in_steps(self, num_steps: int) -> SamplerSpec:
+        """The same curve of sigmas in another number of steps. A few-step student knows its own sigmas only: UserError."""
+        from generator.flow import resample_schedule
+
+        if self.kind == "renoise" and num_steps != self.num_steps:
+            raise UserError(
+                f"this generator was distilled for {self.num_steps} steps and knows no other, not {num_steps}"
+            )
+        return replace(self, sigmas=resample_schedule(self.sigmas, num_steps))
+
+    @property
+    def guidance(self) -> dict[str, float]:
+        """What `VideoBackbone.velocity` takes of it."""
+        return {
+            "guidance_scale": self.guidance_scale,
+            "guidance_rescale": self.guidance_rescale,
+        }
 
 
 @dataclass(frozen=True)
@@ -212,11 +237,14 @@ class VideoBackbone(Protocol):
         task: Task,
         *,
         guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        negative: Condition | None = None,
         sigma_target: Tensor | None = None,
         features: Sequence[int] = (),
     ) -> Tensor:
         """d(latents) / d(sigma) = noise - clean, fp32 [B, C, T, h, w]; sigma is [B] or, per latent frame, [B, T].
 
+        `negative`: prompts that guidance moves away from, one row per sample; the dropped prompt by default.
         `sigma_target`: for two-time (jump) models; others ignore it. `features`: block indices whose hidden states are
         returned too, as `(velocity, {index: [B, T, h, w, width]})`.
         """

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from generator.base import BackboneSpec, Condition, Role, SamplerSpec, Task
 from generator.dit import DiT, DiTConfig
-from generator.flow import guided_velocity
+from generator.guidance import guided, is_guided
+from generator.sampling import SamplesClips
 from generator.text import TextEncoder
 from generator.vae import VideoVAE
 from reelhf.errors import UserError
@@ -31,7 +32,7 @@ GENERATOR_FORMAT = 1
 
 
 @dataclass
-class DiTGenerator:
+class DiTGenerator(SamplesClips):
     """`VideoBackbone` made of our own three networks. The VAE and the text encoder are frozen here."""
 
     denoiser: DiT
@@ -82,32 +83,36 @@ class DiTGenerator:
         task: Task,
         *,
         guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        negative: Condition | None = None,
         sigma_target: Tensor | None = None,  # ours is a one-time model
         features: Sequence[int] = (),
     ) -> Tensor:
-        guided = guidance_scale is not None and guidance_scale != 1.0
-        if guided and features:
+        def predict(noisy: Tensor, sigma: Tensor, condition: Condition, task: Task) -> Tensor:
+            low_res = () if task.low_res_latents is None else (task.low_res_latents,)
+            inputs = (
+                condition.embeds,
+                condition.mask,
+                task.condition_latents,
+                task.condition_mask,
+                *low_res,
+            )
+            if features:
+                return denoiser(noisy, sigma, *inputs, features=tuple(features))
+            return denoiser(noisy, sigma, *inputs).float()
+
+        if features and is_guided(guidance_scale):
             raise ValueError("features are those of one evaluation: ask for them without guidance")
-        if guided:  # conditional and unconditional in one batch
-            noisy, sigma = torch.cat((noisy, noisy)), torch.cat((sigma, sigma))
-            condition = Condition.cat((condition, condition.dropped()))
-            task = Task.cat((task, task))
-        low_res = () if task.low_res_latents is None else (task.low_res_latents,)
-        inputs = (
-            condition.embeds,
-            condition.mask,
-            task.condition_latents,
-            task.condition_mask,
-            *low_res,
+        return guided(
+            predict,
+            noisy,
+            sigma,
+            condition,
+            task,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            negative=negative,
         )
-        if features:
-            return denoiser(noisy, sigma, *inputs, features=tuple(features))
-        velocity = denoiser(noisy, sigma, *inputs).float()
-        if not guided:
-            return velocity
-        assert guidance_scale is not None
-        conditional, unconditional = velocity.chunk(2)
-        return guided_velocity(conditional, unconditional, guidance_scale)
 
     def text_to_video_task(self, batch: int, num_frames: int, height: int, width: int) -> Task:
         channels, *grid = self.spec.latent_shape(num_frames, height, width)

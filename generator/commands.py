@@ -1,13 +1,15 @@
-"""`reelhf generator train | sample | refine`. Nothing heavy is imported before a command runs."""
+"""`reelhf generator train | sample | refine | merge`. Nothing heavy is imported before a command runs."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from generator.data.commands import app as data_app
 from reelhf.cli_config import read_config_words, report_result
 from reelhf.errors import UserError, did_you_mean
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from generator.checkpoint import DiTGenerator
     from reelhf.config import Config
 
-app = typer.Typer(help="Train, sample and refine with the video generator.", no_args_is_help=True)
+app = typer.Typer(help="Train, sample, refine and merge video generators.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 # stage -> (config, function, the folders it needs besides --clips and --out, what to run next)
 STAGES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
@@ -104,16 +107,26 @@ def sample(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="clips per prompt")] = 1,
     first_seed: Annotated[int, typer.Option(help="seed of the first of them")] = 0,
+    negative: Annotated[
+        str | None, typer.Option(help="a prompt that guidance moves away from")
+    ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="per clip (diffusers)")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="in pixels (diffusers)")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="in pixels (diffusers)")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="denoiser steps (diffusers)")] = None,
-    guidance: Annotated[float | None, typer.Option(help="guidance scale (diffusers)")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="denoiser steps")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="euler, or adams: second order at the same cost")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="guidance scale; 1 is none")] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="0 to 1: guidance without overexposure")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
 ) -> None:
     """Make clips with a base generator; the result is a folder of captioned clips like any other.
 
-    A generator folder carries its clip size and its sampler. A diffusers model starts from its family's, and takes others.
+    A generator folder carries its clip size and its sampler; steps, solver and guidance may be others. A diffusers model starts from
+    its family's, and takes other sizes too. A clip depends on its prompt and seed, not on the batch it is made in.
     """
     texts = _prompts(prompts, prompt)
     if (generator is None) == (model is None):
@@ -121,6 +134,8 @@ def sample(
     backbone = _configured(
         _load(generator or model, "base"), (frames, height, width), steps, guidance
     )
+    given = {"kind": solver, "guidance_rescale": guidance_rescale}
+    sampler = replace(backbone.sampler, **{k: v for k, v in given.items() if v is not None})
     jobs = [(text, first_seed + k) for text in texts for k in range(seeds)]
     first_frame = None if image is None else _first_frame(image, backbone.frame_shape)
 
@@ -132,7 +147,14 @@ def sample(
             task = backbone.image_task(
                 first_frame.expand(len(part), -1, -1, -1), *backbone.frame_shape
             )
-        return sample_frames(backbone, *_columns(part), task=task, batch_size=batch_size)
+        return sample_frames(
+            backbone,
+            *_columns(part),
+            task=task,
+            batch_size=batch_size,
+            sampler=sampler,
+            negative_prompt=negative,
+        )
 
     _write_clips(backbone, jobs, clips_of, out, batch_size)
     report_result(out, "reelhf generator refine REFINER --clips {out} --out DIR")
@@ -177,6 +199,42 @@ def refine(
 
     _write_clips(backbone, jobs, clips_of, out, batch_size)
     report_result(out, "reelhf annotate quickstart {out} --out DIR")
+
+
+@app.command()
+def merge(
+    generators: Annotated[list[Path], typer.Argument(help="folders fine-tuned from one parent")],
+    out: Annotated[Path, typer.Option(help="a new folder for the merged generator")],
+    weights: Annotated[
+        str | None, typer.Option(help="one per generator, such as 0.5,0.3,0.2; alike by default")
+    ] = None,
+    sweep: Annotated[
+        int | None,
+        typer.Option(help="try every mixture in steps of 1/SWEEP instead, keep the best", min=1),
+    ] = None,
+    clips: Annotated[
+        Path | None, typer.Option(help="captioned clips to score on, unseen by all parents")
+    ] = None,
+    max_clips: Annotated[int, typer.Option(min=1, help="of them at most")] = 256,
+) -> None:
+    """Average the weights of generators fine-tuned on different subsets; a sweep scores the mixtures on held-out clips."""
+    from generator.merge import merge_generators
+
+    if clips is not None and not clips.is_dir():
+        raise UserError(f"--clips {clips}: there is no such folder")
+    try:
+        numbers = None if weights is None else [float(word) for word in weights.split(",")]
+    except ValueError:
+        raise UserError(
+            f"--weights {weights}; expected numbers with commas between, such as 0.5,0.5"
+        ) from None
+    scored = merge_generators(
+        generators, out, weights=numbers, sweep=sweep, clips=clips, max_clips=max_clips
+    )
+    for one in scored:
+        mixture = ", ".join(f"{weight:.3g}" for weight in one.weights)
+        typer.echo(f"loss {one.loss:.5f}  weights {mixture}")
+    report_result(out, "reelhf generator sample {out} --prompts prompts.txt --out DIR")
 
 
 def _stage_of(words: list[str]) -> str:
@@ -231,14 +289,22 @@ def _configured(
     steps: int | None,
     guidance: float | None,
 ) -> DiTGenerator | DiffusersBackbone:
-    """A diffusers model at the size and with the sampler that the options name."""
+    """The model at the size and with the sampler that the options name."""
+    from generator.adapters.base import DiffusersBackbone
+
     if (*size, steps, guidance) == (None,) * 5:
         return backbone
-    if not hasattr(backbone, "configured"):
-        raise UserError(
-            "--frames, --height, --width, --steps and --guidance are for diffusers models; "
-            "a generator folder carries its own"
-        )
+    if not isinstance(backbone, DiffusersBackbone):
+        if size != (None, None, None):
+            raise UserError(
+                "--frames, --height and --width are for diffusers models; a generator folder carries its own"
+            )
+        sampler = backbone.sampler
+        if steps is not None:
+            sampler = sampler.in_steps(steps)
+        if guidance is not None:
+            sampler = replace(sampler, guidance_scale=guidance)
+        return replace(backbone, sampler=sampler)
     own = backbone.frame_shape
     num_frames, height, width = (
         value if given is None else given for given, value in zip(size, own, strict=True)

@@ -6,6 +6,8 @@ Liu et al. 2209.03003; Lipman et al. 2210.02747, with time running from data at 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -42,9 +44,39 @@ def euler_step(noisy: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tenso
     return noisy + expand_sigma(sigma_next - sigma, noisy) * velocity
 
 
+def adams_step(
+    noisy: Tensor,
+    velocity: Tensor,
+    previous: Tensor,
+    sigma: Tensor,
+    sigma_next: Tensor,
+    sigma_previous: Tensor,
+) -> Tensor:
+    """One step of the two-step Adams-Bashforth method with unequal steps: second order at one evaluation per step.
+
+    The velocity is taken as a line through (sigma_previous, previous) and (sigma, velocity), and integrated to sigma_next
+    (Hairer, Norsett & Wanner, Solving ODEs I, III.5). Exact where the velocity is linear in sigma.
+    """
+    step, last = sigma_next - sigma, sigma - sigma_previous
+    ratio = expand_sigma(step / last, noisy)
+    slope = 0.5 * ratio * (velocity - previous)
+    return noisy + expand_sigma(step, noisy) * (velocity + slope)
+
+
 def guided_velocity(conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> Tensor:
     """Classifier-free guidance (Ho & Salimans 2207.12598): scale 1 is the conditional velocity, 0 the unconditional."""
     return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def rescale_guidance(guided: Tensor, conditional: Tensor, share: float) -> Tensor:
+    """Guidance without overexposure: the guided prediction at the conditional one's spread per sample, mixed in by `share`.
+
+    Source: Lin et al. 2305.08891, eq. 15-16, where it is applied to the network's prediction; 0 changes nothing, 1 gives the
+    conditional standard deviation exactly.
+    """
+    axes = tuple(range(1, guided.ndim))
+    ratio = conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True).clamp_min(1e-8)
+    return share * guided * ratio + (1 - share) * guided
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
@@ -68,6 +100,27 @@ def sigma_schedule(num_steps: int, *, shift: float = 1.0) -> tuple[float, ...]:
         raise ValueError(f"a schedule needs at least one step, got {num_steps}")
     grid = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
     return tuple(shift_sigma(grid, shift).tolist())
+
+
+def resample_schedule(sigmas: Sequence[float], num_steps: int) -> tuple[float, ...]:
+    """The same curve from 1.0 to 0.0 in another number of steps.
+
+    Where the curve lies against the straight one is kept in log-odds, in which a shift is a constant: a shifted schedule gives
+    exactly the shifted schedule of that length. A schedule of one step says nothing and gives equal steps.
+    """
+    grid = torch.linspace(1.0, 0.0, len(sigmas), dtype=torch.float64)[1:-1].flip(0)
+    own = torch.tensor(list(sigmas), dtype=torch.float64)[1:-1].flip(0)
+    wanted = torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
+    inner = wanted[1:-1]
+    offset = torch.zeros_like(inner)
+    if len(grid):
+        known = own.logit() - grid.logit()
+        place = torch.searchsorted(grid, inner).clamp(1, max(1, len(grid) - 1))
+        low, high = (place - 1).clamp_max(len(grid) - 1), place.clamp_max(len(grid) - 1)
+        width = (grid[high] - grid[low]).clamp_min(1e-12)
+        share = ((inner - grid[low]) / width).clamp(0, 1)
+        offset = known[low] + share * (known[high] - known[low])
+    return (1.0, *torch.sigmoid(inner.logit() + offset).tolist(), 0.0)
 
 
 def flow_matching_loss(

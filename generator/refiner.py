@@ -82,7 +82,7 @@ def redraw(
     for high, low in pairwise(edges):
         now, then = (latents.new_full((len(latents),), value) for value in (high, low))
         velocity = base.velocity(
-            base.denoiser, drawn, now, condition, task, guidance_scale=base.sampler.guidance_scale
+            base.denoiser, drawn, now, condition, task, **base.sampler.guidance
         )
         drawn = euler_step(drawn, velocity, now, then)
     return drawn

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from generator.base import Condition, SamplerSpec, Task, VideoBackbone
-from generator.flow import add_noise, euler_step, x0_from_velocity
+from generator.flow import adams_step, add_noise, euler_step, x0_from_velocity
+from generator.guidance import is_guided
+from reelhf.errors import UserError
 
 # a large odd multiplier keeps the streams of neighbouring seeds apart
 _SEED_STRIDE = 1_000_003
@@ -36,6 +40,7 @@ def sample_latents(
     denoiser: nn.Module | None = None,
     sampler: SamplerSpec | None = None,
     seeds: Sequence[int] | None = None,
+    negative: Condition | None = None,
 ) -> Tensor:
     """Walk from noise [B, C, T, h, w] to clean latents; one denoiser evaluation per interval (two with guidance).
 
@@ -45,6 +50,7 @@ def sample_latents(
         denoiser: another network of the same shape (EMA, frozen reference); the backbone's own by default.
         sampler: another schedule; the checkpoint's by default.
         seeds: one per sample, needed by a `renoise` sampler only.
+        negative: prompts that guidance moves away from, a row per sample or one for all; the dropped prompt by default.
     """
     sampler = sampler or backbone.sampler
     denoiser = denoiser if denoiser is not None else backbone.denoiser
@@ -53,6 +59,7 @@ def sample_latents(
             "a renoise sampler draws fresh noise at each step: pass one seed per sample"
         )
     latents = noise
+    before: tuple[Tensor, Tensor] | None = None  # velocity and sigma of the step before
     for step, (high, low) in enumerate(pairwise(sampler.sigmas)):
         sigma, sigma_next = (latents.new_full((len(latents),), value) for value in (high, low))
         velocity = backbone.velocity(
@@ -61,16 +68,21 @@ def sample_latents(
             sigma,
             condition,
             task,
-            guidance_scale=sampler.guidance_scale,
+            **sampler.guidance,
+            negative=negative,
             sigma_target=sigma_next,
         )
-        if sampler.kind == "euler":
+        if sampler.kind == "adams" and before is not None:
+            previous, sigma_previous = before
+            latents = adams_step(latents, velocity, previous, sigma, sigma_next, sigma_previous)
+        elif sampler.kind in ("euler", "adams"):
             latents = euler_step(latents, velocity, sigma, sigma_next)
         else:
             assert seeds is not None
             clean = x0_from_velocity(latents, sigma, velocity)
             fresh = noise_like(seeds, tuple(latents.shape[1:]), stream=step + 1).to(latents)
             latents = add_noise(clean, fresh, sigma_next)
+        before = velocity, sigma
     return latents
 
 
@@ -84,15 +96,24 @@ def sample_frames(
     batch_size: int = 16,
     denoiser: nn.Module | None = None,
     sampler: SamplerSpec | None = None,
+    negative_prompt: str | None = None,
 ) -> Tensor:
-    """One clip per prompt and seed, [N, 3, F, H, W] clamped to [0, 1]; text-to-video unless a task is given."""
+    """One clip per prompt and seed, [N, 3, F, H, W] clamped to [0, 1]; text-to-video unless a task is given.
+
+    A clip depends on its prompt and seed, never on what it is batched with. `negative_prompt`: what guidance moves away from.
+    """
     if len(prompts) != len(seeds):
         raise ValueError(
             f"expected one seed per prompt, got {len(prompts)} prompts and {len(seeds)} seeds"
         )
+    if negative_prompt and not is_guided((sampler or backbone.sampler).guidance_scale):
+        raise UserError(
+            "a negative prompt works through guidance, and this sampler has guidance_scale 1; choose another, such as 3"
+        )
     if task is None and backbone.role == "refiner":
         raise ValueError("a refiner needs a task with low-resolution latents: see low_res_task")
     shape = backbone.spec.latent_shape(*backbone.frame_shape)
+    negative = backbone.encode_prompts([negative_prompt]) if negative_prompt else None
     clips = []
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
@@ -111,6 +132,7 @@ def sample_frames(
             denoiser=denoiser,
             sampler=sampler,
             seeds=seeds[rows],
+            negative=negative,
         )
         frames, _ = backbone.decode(latents)
         clips.append(frames.clamp(0, 1).cpu())
@@ -145,3 +167,46 @@ def refine_frames(
             )
         )
     return torch.cat(clips)
+
+
+class SamplesClips:
+    """The short way to clips, for every backbone: `load_generator(path).sample(["a red circle"])`."""
+
+    def sample(
+        self: Any,
+        prompts: str | Sequence[str],
+        *,
+        seeds: Sequence[int] | None = None,
+        first_frames: Tensor | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
+        batch_size: int = 16,
+    ) -> Tensor:
+        """One clip per prompt, [N, 3, F, H, W] in [0, 1] on the CPU.
+
+        Args:
+            seeds: one per prompt; 0, 1, 2, ... by default.
+            first_frames: where each clip starts, [N, 3, H, W] in [0, 1] at the clips' size.
+            num_steps: other than the checkpoint's sampler has.
+            guidance_scale: likewise.
+            negative_prompt: what guidance moves away from.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        sampler = self.sampler
+        if num_steps is not None:
+            sampler = sampler.in_steps(num_steps)
+        if guidance_scale is not None:
+            sampler = replace(sampler, guidance_scale=guidance_scale)
+        task = None
+        if first_frames is not None:
+            task = self.image_task(first_frames, *self.frame_shape)
+        return sample_frames(
+            self,
+            prompts,
+            range(len(prompts)) if seeds is None else list(seeds),
+            task=task,
+            sampler=sampler,
+            negative_prompt=negative_prompt,
+            batch_size=batch_size,
+        )

@@ -355,9 +355,8 @@ class Policy:
     def _velocity(
         self, denoiser: nn.Module | Engine, noisy: Tensor, sigma: Tensor, batch: Examples
     ) -> Tensor:
-        scale = self.sampler.guidance_scale
         return self.backbone.velocity(
-            denoiser, noisy, sigma, batch.condition, batch.task, guidance_scale=scale
+            denoiser, noisy, sigma, batch.condition, batch.task, **self.sampler.guidance
         )
 
     def update(self, loss: Tensor) -> dict[str, float]:

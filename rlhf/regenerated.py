@@ -135,7 +135,7 @@ def from_step(
             at(high),
             condition,
             task,
-            guidance_scale=sampler.guidance_scale,
+            **sampler.guidance,
         )
         latents = euler_step(latents, velocity, at(high), at(low))
     return base.decode(latents)[0].clamp(0, 1)

@@ -13,7 +13,7 @@ Four ways to let the reward's gradient reach the denoiser, all returning clean l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
@@ -50,6 +50,10 @@ def step_coefficients(
 
     Euler moves along the velocity; re-noising predicts x0 = latents - sigma * velocity and noises it to the next sigma.
     """
+    if kind == "adams":
+        raise UserError(
+            "the sampler is 'adams', whose steps look back; RLHF differentiates through single steps: set sampler kind 'euler'"
+        )
     if kind == "euler":
         return 1.0, sigma_next - sigma, 0.0
     return 1.0 - sigma_next, -(1.0 - sigma_next) * sigma, sigma_next
@@ -65,7 +69,7 @@ def shorter_sampler(sampler: SamplerSpec, num_steps: int | None) -> SamplerSpec:
         )
     picked = torch.linspace(0, sampler.num_steps, num_steps + 1).round().long().tolist()
     sigmas = tuple(sampler.sigmas[index] for index in picked)
-    return SamplerSpec(sampler.kind, sigmas, sampler.guidance_scale)
+    return replace(sampler, sigmas=sigmas)
 
 
 def anchor_sigmas(sampler: SamplerSpec, generators: Sequence[torch.Generator]) -> Tensor:
@@ -134,7 +138,7 @@ def rollout(
             sigmas,
             condition,
             task,
-            guidance_scale=sampler.guidance_scale,
+            **sampler.guidance,
             sigma_target=targets,
         )
 

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from generator.base import BackboneSpec, Condition, Role, SamplerSpec, Task
-from generator.flow import expand_sigma, guided_velocity
+from generator.flow import expand_sigma
+from generator.guidance import guided
+from generator.sampling import SamplesClips
 from reelhf.errors import UserError
 from reelhf.progress import silence_transformers
 from reelhf.run import seal
@@ -52,7 +54,7 @@ class PatchedSpec(BackboneSpec):
 
 
 @dataclass
-class DiffusersBackbone(ABC):
+class DiffusersBackbone(SamplesClips, ABC):
     """`VideoBackbone` made of a diffusers pipeline. The VAE and the text encoder are frozen here."""
 
     pipe: Any
@@ -180,34 +182,43 @@ class DiffusersBackbone(ABC):
         task: Task,
         *,
         guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        negative: Condition | None = None,
         sigma_target: Tensor | None = None,  # these are one-time models
         features: Sequence[int] = (),
     ) -> Tensor:
         if features:
             raise ValueError(f"{type(self).__name__} has no features to hand out")
-        guided = guidance_scale is not None and guidance_scale != 1.0
-        if guided:  # conditional and unconditional in one batch
-            noisy, sigma = torch.cat((noisy, noisy)), torch.cat((sigma, sigma))
-            condition = Condition.cat((condition, condition.dropped()))
-            task = Task.cat((task, task))
-        known = task.condition_mask[:, 0, :, 0, 0] > 0 if self.takes_image else None  # [B, T]
-        inputs, frame_sigma = noisy, sigma.float()
-        if known is not None:
-            frame_sigma = expand_sigma(frame_sigma, noisy)[:, 0, :, 0, 0].expand_as(known)
-            inputs = noisy.where(~known[:, None, :, None, None], task.condition_latents.to(noisy))
-            full_sigma, frame_sigma = frame_sigma, frame_sigma.where(~known, 0.0)
         dtype = _compute_dtype(denoiser)
-        condition = self._with_empty_prompts(condition).to(dtype=dtype)
-        velocity = self.predict(denoiser, inputs.to(dtype), frame_sigma, condition).float()
-        if known is not None:  # of a given frame the velocity is known too: it points at that frame
-            sigma_of_frame = full_sigma[:, None, :, None, None].clamp_min(1e-6)
-            exact = (noisy - task.condition_latents.to(noisy)) / sigma_of_frame
-            velocity = velocity.where(~known[:, None, :, None, None], exact)
-        if not guided:
+
+        def predict(noisy: Tensor, sigma: Tensor, condition: Condition, task: Task) -> Tensor:
+            inputs, frame_sigma = noisy, sigma.float()
+            known = task.condition_mask[:, 0, :, 0, 0] > 0 if self.takes_image else None  # [B, T]
+            if known is not None:
+                full_sigma = expand_sigma(frame_sigma, noisy)[:, 0, :, 0, 0].expand_as(known)
+                given = known[:, None, :, None, None]
+                inputs = noisy.where(~given, task.condition_latents.to(noisy))
+                frame_sigma = full_sigma.where(~known, 0.0)
+            condition = self._with_empty_prompts(condition).to(dtype=dtype)
+            velocity = self.predict(denoiser, inputs.to(dtype), frame_sigma, condition).float()
+            if (
+                known is not None
+            ):  # of a given frame the velocity is known too: it points at that frame
+                distance = full_sigma[:, None, :, None, None].clamp_min(1e-6)
+                exact = (noisy - task.condition_latents.to(noisy)) / distance
+                velocity = velocity.where(~given, exact)
             return velocity
-        assert guidance_scale is not None
-        conditional, unconditional = velocity.chunk(2)
-        return guided_velocity(conditional, unconditional, guidance_scale)
+
+        return guided(
+            predict,
+            noisy,
+            sigma,
+            condition,
+            task,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            negative=negative,
+        )
 
     def _with_empty_prompts(self, condition: Condition) -> Condition:
         """Rows without a prompt (mask all False) become rows with the empty prompt."""

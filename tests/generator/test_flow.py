@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from generator.flow import (
+    adams_step,
     add_noise,
     euler_step,
     expand_sigma,
     flow_matching_loss,
     guided_velocity,
     logit_normal_sigma,
+    resample_schedule,
+    rescale_guidance,
     shift_sigma,
     sigma_schedule,
     velocity_from_x0,
@@ -106,3 +109,48 @@ def test_channel_weights_scale_each_channels_share_of_the_loss():
     )
     assert plain.tolist() == [3.0, 3.0]
     assert weighted.tolist() == [6.0, 6.0]
+
+
+def test_adams_is_exact_where_the_velocity_is_linear_in_sigma():
+    """d x / d sigma = a + b sigma: Euler errs by half the step squared, the two-step method not at all."""
+    a, b = torch.randn(2, 2, 3, 2, 4, 4, dtype=torch.float64)
+    sigmas = [1.0, 0.8, 0.5, 0.05]
+
+    def at(sigma: float) -> torch.Tensor:
+        return torch.full((2,), sigma, dtype=torch.float64)
+
+    def exact(sigma: float) -> torch.Tensor:
+        return a * sigma + b * sigma**2 / 2
+
+    x, previous = exact(0.8), a + b * 1.0
+    for before, now, then in zip(sigmas, sigmas[1:], sigmas[2:], strict=False):
+        velocity = a + b * now
+        x = adams_step(x, velocity, previous, at(now), at(then), at(before))
+        previous = velocity
+    torch.testing.assert_close(x, exact(0.05))
+    euler = euler_step(exact(0.5), a + b * 0.5, at(0.5), at(0.05))
+    assert (euler - exact(0.05)).abs().max() > 1e-2
+
+
+def test_rescaled_guidance_has_the_spread_of_the_conditional_prediction():
+    torch.manual_seed(0)
+    conditional = torch.randn(3, 4, 2, 8, 8)
+    guided = guided_velocity(conditional, torch.randn(3, 4, 2, 8, 8), 5.0)
+    axes = (1, 2, 3, 4)
+    assert (guided.std(axes) > 2 * conditional.std(axes)).all()
+    whole = rescale_guidance(guided, conditional, 1.0)
+    torch.testing.assert_close(whole.std(axes), conditional.std(axes))
+    assert torch.equal(rescale_guidance(guided, conditional, 0.0), guided)
+    half = rescale_guidance(guided, conditional, 0.5)
+    torch.testing.assert_close(half, (whole + guided) / 2)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 7.0])
+def test_a_shifted_schedule_resampled_is_the_shifted_schedule_of_that_length(shift):
+    own = sigma_schedule(12, shift=shift)
+    for steps in (1, 2, 5, 12, 40):
+        assert resample_schedule(own, steps) == pytest.approx(sigma_schedule(steps, shift=shift))
+    uneven = resample_schedule((1.0, 0.9, 0.3, 0.0), 30)
+    assert all(high > low for high, low in itertools.pairwise(uneven))
+    assert resample_schedule((1.0, 0.9, 0.3, 0.0), 3) == pytest.approx((1.0, 0.9, 0.3, 0.0))
+    assert resample_schedule((1.0, 0.0), 2) == pytest.approx((1.0, 0.5, 0.0))

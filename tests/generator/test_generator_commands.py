@@ -10,7 +10,7 @@ from generator.training.denoiser import DenoiserTrainConfig
 from reelhf.cli import main
 from reelhf.clips import load_clip_folder
 from reelhf.config import load_config
-from reelhf.video import probe_video, write_video
+from reelhf.video import probe_video, read_video, write_video
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -69,6 +69,33 @@ def test_a_first_frame_may_come_from_an_image_or_a_video(tiny_generator, tmp_pat
         + ["--image", str(tmp_path / "first.mp4"), "--out", str(tmp_path / "clips")]
     )
     assert len(load_clip_folder(tmp_path / "clips")) == 1
+
+
+def test_steps_solver_and_guidance_may_be_others_than_the_checkpoints(
+    tiny_generator, tmp_path, capsys
+):
+    tiny_generator("base", 32).save(tmp_path / "base")
+    sample = ["generator", "sample", tmp_path / "base", "--prompt", "a red circle"]
+    made = {}
+    for name, options in {
+        "own": [],
+        "again": [],
+        "adams": ["--steps", "6", "--solver", "adams"],
+        "guided": ["--guidance", "4", "--guidance-rescale", "0.7", "--negative", "blue"],
+    }.items():
+        main([str(word) for word in [*sample, *options, "--out", tmp_path / name]])
+        made[name] = read_video(load_clip_folder(tmp_path / name)[0].path)[0]
+    assert torch.equal(made["own"], made["again"])
+    assert not torch.equal(made["own"], made["adams"])
+    assert not torch.equal(made["own"], made["guided"])
+    capsys.readouterr()
+    out = ["--out", tmp_path / "out"]
+    said = fails(capsys, *sample, "--solver", "heun", *out)
+    assert "sampler kind 'heun'; expected 'euler' or 'adams' or 'renoise'" in said
+    assert "are for diffusers models" in fails(capsys, *sample, "--frames", "9", *out)
+    said = fails(capsys, *sample, "--guidance", "1", "--negative", "x", *out)
+    assert "works through guidance" in said
+    assert not list((tmp_path / "out").glob("*.mp4"))
 
 
 def test_bad_input_is_one_line_and_exit_code_two(tiny_generator, tmp_path, capsys):

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from generator.base import BackboneSpec, Condition, SamplerSpec, Task, VideoBackbone
 from generator.checkpoint import load_generator
+from generator.flow import sigma_schedule
 from generator.sampling import noise_like, refine_frames, sample_frames, sample_latents
 from reelhf.errors import UserError
 
@@ -267,3 +271,79 @@ def test_conditions_and_tasks_are_cut_and_joined_along_the_batch():
     assert torch.equal(Task.cat((task[:1], task[1:])).condition_latents, task.condition_latents)
     with pytest.raises(ValueError, match="with and without"):
         Task.cat((task, Task(task.condition_latents, task.condition_mask, task.condition_latents)))
+
+
+def test_the_second_order_sampler_ends_nearer_to_the_exact_flow_at_the_same_cost(tiny_generator):
+    """A field whose path bends: v(x, sigma) = x, x(0) = x(1) / e."""
+    backbone = tiny_generator()
+    condition, task, noise = start(backbone)
+    errors = {}
+    for kind in ("euler", "adams"):
+        for steps in (8, 16):
+            denoiser = CountingVelocity(lambda noisy, sigma: noisy)
+            sampler = SamplerSpec(kind, sigma_schedule(steps))
+            end = sample_latents(
+                backbone, condition, task, noise, denoiser=denoiser, sampler=sampler
+            )
+            assert denoiser.calls == steps
+            errors[kind, steps] = float((end - noise * math.exp(-1)).abs().max())
+    assert errors["adams", 8] < 0.3 * errors["euler", 8]
+    # twice the steps: a half of the error for the first order, about a quarter for the second
+    assert 1.7 < errors["euler", 8] / errors["euler", 16] < 2.4
+    assert errors["adams", 8] / errors["adams", 16] > 2.9
+
+
+def test_a_negative_prompt_takes_the_place_of_the_dropped_one(tiny_generator):
+    backbone = tiny_generator()
+    condition, task, noise = start(backbone)
+    negative = backbone.encode_prompts([PROMPTS[2]])
+    sigma = torch.tensor([0.4, 0.9])
+
+    def velocity(rows, **guidance):
+        return backbone.velocity(backbone.denoiser, noise, sigma, rows, task, **guidance)
+
+    away_from = velocity(condition, guidance_scale=3.0, negative=negative)
+    conditional, other = velocity(condition), velocity(negative[[0, 0]])
+    torch.testing.assert_close(away_from, other + 3 * (conditional - other), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="3 negative prompts for 2 samples"):
+        velocity(condition, guidance_scale=3.0, negative=negative[[0, 0, 0]])
+    sampler = replace(backbone.sampler, guidance_scale=3.0)
+    plain, avoided = (
+        sample_frames(backbone, PROMPTS[:1], [0], sampler=sampler, negative_prompt=text)
+        for text in (None, PROMPTS[2])
+    )
+    assert (plain - avoided).abs().max() > 1e-4
+    without = replace(backbone.sampler, guidance_scale=1.0)
+    with pytest.raises(UserError, match="works through guidance"):
+        sample_frames(backbone, PROMPTS[:1], [0], sampler=without, negative_prompt="x")
+
+
+def test_rescaled_guidance_keeps_the_spread_of_the_conditional_velocity(tiny_generator):
+    backbone = tiny_generator()
+    condition, task, noise = start(backbone)
+    sigma = torch.tensor([0.4, 0.9])
+
+    def velocity(**guidance):
+        return backbone.velocity(backbone.denoiser, noise, sigma, condition, task, **guidance)
+
+    axes = (1, 2, 3, 4)
+    rescaled = velocity(guidance_scale=6.0, guidance_rescale=1.0)
+    torch.testing.assert_close(rescaled.std(axes), velocity().std(axes))
+    with pytest.raises(UserError, match="guidance_rescale 2; expected 0 to 1"):
+        SamplerSpec(guidance_rescale=2)
+
+
+def test_the_short_way_to_clips(tiny_generator):
+    backbone = tiny_generator()
+    clips = backbone.sample(PROMPTS)
+    assert clips.shape == (3, 3, *backbone.frame_shape)
+    assert torch.equal(clips, sample_frames(backbone, PROMPTS, [0, 1, 2]))
+    again = backbone.sample(PROMPTS[1], seeds=[1], batch_size=1)
+    torch.testing.assert_close(again[0], clips[1], rtol=1e-4, atol=1e-4)
+    fewer = backbone.sample(PROMPTS[:1], num_steps=backbone.sampler.num_steps + 3)
+    assert (fewer[0] - clips[0]).abs().max() > 1e-5
+    first = torch.rand(1, 3, *backbone.frame_shape[1:])
+    assert (backbone.sample(PROMPTS[:1], first_frames=first) - clips[:1]).abs().max() > 1e-5
+    student = SamplerSpec("renoise", (1.0, 0.5, 0.0))
+    with pytest.raises(UserError, match="distilled for 2 steps and knows no other, not 7"):
+        student.in_steps(7)
