@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from generator.base import BackboneSpec, Condition, Role, SamplerSpec, Task
 from generator.dit import DiT, DiTConfig
-from generator.guidance import guided, is_guided
+from generator.guidance import GuidedVelocity
 from generator.sampling import SamplesClips
 from generator.text import TextEncoder
 from generator.vae import VideoVAE
@@ -32,7 +32,7 @@ GENERATOR_FORMAT = 1
 
 
 @dataclass
-class DiTGenerator(SamplesClips):
+class DiTGenerator(GuidedVelocity, SamplesClips):
     """`VideoBackbone` made of our own three networks. The VAE and the text encoder are frozen here."""
 
     denoiser: DiT
@@ -62,6 +62,24 @@ class DiTGenerator(SamplesClips):
             module.to(device)
         return self
 
+    def configured(
+        self,
+        *,
+        frame_shape: tuple[int, int, int] | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> DiTGenerator:
+        """The same model with another number of steps or guidance. Raises: UserError for another clip size, which it was not trained on."""
+        if frame_shape not in (None, self.frame_shape):
+            raise UserError(
+                f"this generator makes clips of {self.frame_shape} (frames, height, width), not {frame_shape}; only diffusers models "
+                "take other sizes"
+            )
+        sampler = self.sampler if num_steps is None else self.sampler.in_steps(num_steps)
+        if guidance_scale is not None:
+            sampler = replace(sampler, guidance_scale=guidance_scale)
+        return replace(self, sampler=sampler)
+
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         return self.text.encode(list(prompts)).to(self.device)
@@ -74,45 +92,26 @@ class DiTGenerator(SamplesClips):
     def decode(self, latents: Tensor, state: object | None = None) -> tuple[Tensor, object]:
         return self.vae.decode(latents, state)
 
-    def velocity(
+    def unguided(
         self,
         denoiser: nn.Module,
         noisy: Tensor,
         sigma: Tensor,
         condition: Condition,
         task: Task,
-        *,
-        guidance_scale: float | None = None,
-        guidance_rescale: float = 0.0,
-        negative: Condition | None = None,
-        sigma_target: Tensor | None = None,  # ours is a one-time model
         features: Sequence[int] = (),
     ) -> Tensor:
-        def predict(noisy: Tensor, sigma: Tensor, condition: Condition, task: Task) -> Tensor:
-            low_res = () if task.low_res_latents is None else (task.low_res_latents,)
-            inputs = (
-                condition.embeds,
-                condition.mask,
-                task.condition_latents,
-                task.condition_mask,
-                *low_res,
-            )
-            if features:
-                return denoiser(noisy, sigma, *inputs, features=tuple(features))
-            return denoiser(noisy, sigma, *inputs).float()
-
-        if features and is_guided(guidance_scale):
-            raise ValueError("features are those of one evaluation: ask for them without guidance")
-        return guided(
-            predict,
-            noisy,
-            sigma,
-            condition,
-            task,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            negative=negative,
+        low_res = () if task.low_res_latents is None else (task.low_res_latents,)
+        inputs = (
+            condition.embeds,
+            condition.mask,
+            task.condition_latents,
+            task.condition_mask,
+            *low_res,
         )
+        if features:
+            return denoiser(noisy, sigma, *inputs, features=tuple(features))
+        return denoiser(noisy, sigma, *inputs).float()
 
     def text_to_video_task(self, batch: int, num_frames: int, height: int, width: int) -> Task:
         channels, *grid = self.spec.latent_shape(num_frames, height, width)

@@ -290,21 +290,6 @@ def _configured(
     guidance: float | None,
 ) -> DiTGenerator | DiffusersBackbone:
     """The model at the size and with the sampler that the options name."""
-    from generator.adapters.base import DiffusersBackbone
-
-    if (*size, steps, guidance) == (None,) * 5:
-        return backbone
-    if not isinstance(backbone, DiffusersBackbone):
-        if size != (None, None, None):
-            raise UserError(
-                "--frames, --height and --width are for diffusers models; a generator folder carries its own"
-            )
-        sampler = backbone.sampler
-        if steps is not None:
-            sampler = sampler.in_steps(steps)
-        if guidance is not None:
-            sampler = replace(sampler, guidance_scale=guidance)
-        return replace(backbone, sampler=sampler)
     own = backbone.frame_shape
     num_frames, height, width = (
         value if given is None else given for given, value in zip(size, own, strict=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from generator.base import Condition, Task
 from generator.flow import guided_velocity, rescale_guidance
-
-Predict = Callable[[Tensor, Tensor, Condition, Task], Tensor]
-"""(noisy [B, C, T, h, w], sigma [B] or [B, T], condition, task) -> velocity fp32 like noisy."""
 
 
 def is_guided(guidance_scale: float | None) -> bool:
@@ -19,38 +17,55 @@ def is_guided(guidance_scale: float | None) -> bool:
     return guidance_scale is not None and guidance_scale != 1.0
 
 
-def guided(
-    predict: Predict,
-    noisy: Tensor,
-    sigma: Tensor,
-    condition: Condition,
-    task: Task,
-    *,
-    guidance_scale: float | None,
-    guidance_rescale: float = 0.0,
-    negative: Condition | None = None,
-) -> Tensor:
-    """The velocity with guidance, [B, C, T, h, w].
+class GuidedVelocity(ABC):
+    """`VideoBackbone.velocity` of a one-time model, made of its single prediction."""
 
-    Args:
-        negative: what to move away from, a row per sample or one for all; the dropped prompt by default.
-    """
-    if guidance_scale is None or not is_guided(guidance_scale):
-        return predict(noisy, sigma, condition, task)
-    if negative is None:
-        negative = condition.dropped()
-    elif len(negative) == 1:
-        negative = negative[[0] * len(condition)]
-    elif len(negative) != len(condition):
-        raise ValueError(f"{len(negative)} negative prompts for {len(condition)} samples")
-    both = predict(
-        torch.cat((noisy, noisy)),
-        torch.cat((sigma, sigma)),
-        Condition.cat((condition, negative)),
-        Task.cat((task, task)),
-    )
-    conditional, unconditional = both.chunk(2)
-    velocity = guided_velocity(conditional, unconditional, guidance_scale)
-    return (
-        rescale_guidance(velocity, conditional, guidance_rescale) if guidance_rescale else velocity
-    )
+    @abstractmethod
+    def unguided(
+        self,
+        denoiser: nn.Module,
+        noisy: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+        task: Task,
+        features: Sequence[int] = (),
+    ) -> Tensor:
+        """One evaluation of the denoiser: the velocity, fp32 like noisy; with `features`, what the denoiser hands out beside it."""
+
+    def velocity(
+        self,
+        denoiser: nn.Module,
+        noisy: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+        task: Task,
+        *,
+        guidance_scale: float | None = None,
+        guidance_rescale: float = 0.0,
+        negative: Condition | None = None,
+        sigma_target: Tensor | None = None,
+        features: Sequence[int] = (),
+    ) -> Tensor:
+        """See `VideoBackbone.velocity`. `negative` has a row per sample, or one for all."""
+        if guidance_scale is None or not is_guided(guidance_scale):
+            return self.unguided(denoiser, noisy, sigma, condition, task, features)
+        if features:
+            raise ValueError("features are those of one evaluation: ask for them without guidance")
+        if negative is None:
+            negative = condition.dropped()
+        elif len(negative) == 1:
+            negative = negative[[0] * len(condition)]
+        elif len(negative) != len(condition):
+            raise ValueError(f"{len(negative)} negative prompts for {len(condition)} samples")
+        both = self.unguided(
+            denoiser,
+            torch.cat((noisy, noisy)),
+            torch.cat((sigma, sigma)),
+            Condition.cat((condition, negative)),
+            Task.cat((task, task)),
+        )
+        conditional, unconditional = both.chunk(2)
+        velocity = guided_velocity(conditional, unconditional, guidance_scale)
+        if not guidance_rescale:
+            return velocity
+        return rescale_guidance(velocity, conditional, guidance_rescale)

@@ -185,18 +185,12 @@ def clip_score(backbone: DiTGenerator, clips: Path, max_clips: int) -> Any:
     """() -> velocity error of the backbone's present denoiser on clips, encoded once, at fixed noise and sigmas."""
     from generator.training.denoiser import validation_loss
     from generator.training.latents import encode_clips
-    from reelhf.clips import load_clip_folder, load_windows
+    from reelhf.clips import load_folder_windows
 
     if backbone.role == "refiner":
         raise UserError("a refiner's merges are not scored here: give --weights, without --clips")
-    num_frames, height, width = backbone.frame_shape
-    windows = load_windows(
-        load_clip_folder(clips),
-        num_frames=num_frames,
-        fps=backbone.fps,
-        size=(height, width),
-        max_windows=max_clips,
-        seed=0,
+    windows = load_folder_windows(
+        clips, frame_shape=backbone.frame_shape, fps=backbone.fps, max_windows=max_clips, seed=0
     )
     data = encode_clips(backbone, windows)
     weights = torch.ones(backbone.spec.channels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -193,20 +192,15 @@ class SamplesClips:
             negative_prompt: what guidance moves away from.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        sampler = self.sampler
-        if num_steps is not None:
-            sampler = sampler.in_steps(num_steps)
-        if guidance_scale is not None:
-            sampler = replace(sampler, guidance_scale=guidance_scale)
+        backbone = self.configured(num_steps=num_steps, guidance_scale=guidance_scale)
         task = None
         if first_frames is not None:
-            task = self.image_task(first_frames, *self.frame_shape)
+            task = backbone.image_task(first_frames, *backbone.frame_shape)
         return sample_frames(
-            self,
+            backbone,
             prompts,
             range(len(prompts)) if seeds is None else list(seeds),
             task=task,
-            sampler=sampler,
             negative_prompt=negative_prompt,
             batch_size=batch_size,
         )

@@ -288,6 +288,26 @@ def _decode_windows(
     return frames
 
 
+def load_folder_windows(
+    folder: str | Path,
+    *,
+    frame_shape: tuple[int, int, int],
+    fps: float,
+    max_windows: int,
+    seed: int,
+) -> ClipTensors:
+    """`load_windows` of a folder of captioned clips for a generator's clips of (F, H, W)."""
+    num_frames, height, width = frame_shape
+    return load_windows(
+        load_clip_folder(folder),
+        num_frames=num_frames,
+        fps=fps,
+        size=(height, width),
+        max_windows=max_windows,
+        seed=seed,
+    )
+
+
 def _listing(names: Sequence[str]) -> str:
     shown = ", ".join(names[:MAX_NAMES_SHOWN])
     rest = len(names) - MAX_NAMES_SHOWN

@@ -250,19 +250,17 @@ def make_corrupted_candidates(
     Returns: `out`, as `make_candidates`; the manifest also holds `corruption` (None for the untouched window) and `strength`.
     """
     from generator.checkpoint import load_generator
-    from reelhf.clips import load_clip_folder, load_windows
+    from reelhf.clips import load_folder_windows
     from reelhf.hashing import content_hash
     from reelhf.progress import track
     from reelhf.video import write_video
     from rlhf.corruptions import CORRUPTIONS, SWAPPED_CAPTION, corrupt
 
     model = load_generator(like)
-    num_frames, *size = model.frame_shape
-    windows = load_windows(
-        load_clip_folder(clips),
-        num_frames=num_frames,
+    windows = load_folder_windows(
+        clips,
+        frame_shape=model.frame_shape,
         fps=model.fps,
-        size=(size[0], size[1]),
         max_windows=MAX_REAL_WINDOWS,
         seed=config.seed,
     )

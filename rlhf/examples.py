@@ -238,14 +238,13 @@ class RealLatents:
 @torch.no_grad()
 def real_latents(backbone: VideoBackbone, clips: Path, seed: int) -> RealLatents:
     """Windows of a folder of captioned clips at the generator's own size and rate, encoded."""
-    from reelhf.clips import load_clip_folder, load_windows
+    from reelhf.clips import load_folder_windows
 
     num_frames, height, width = backbone.frame_shape
-    windows = load_windows(
-        load_clip_folder(clips),
-        num_frames=num_frames,
+    windows = load_folder_windows(
+        clips,
+        frame_shape=backbone.frame_shape,
         fps=backbone.fps,
-        size=(height, width),
         max_windows=MAX_REAL_WINDOWS,
         seed=seed,
     )

@@ -55,17 +55,15 @@ def regenerate(
     """
     from generator.checkpoint import load_generator
     from generator.sampling import refine_frames
-    from reelhf.clips import load_clip_folder, load_windows
+    from reelhf.clips import load_folder_windows
     from reelhf.progress import track
     from rlhf.candidates import with_fewer_steps
 
     small, large = load_generator(base), load_generator(refiner)
-    num_frames, *size = large.frame_shape
-    windows = load_windows(
-        load_clip_folder(clips),
-        num_frames=num_frames,
+    windows = load_folder_windows(
+        clips,
+        frame_shape=large.frame_shape,
         fps=large.fps,
-        size=(size[0], size[1]),
         max_windows=config.max_clips,
         seed=config.seed,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from generator.base import BackboneSpec, Condition, Role, SamplerSpec, Task
 from generator.flow import expand_sigma
-from generator.guidance import guided
+from generator.guidance import GuidedVelocity
 from generator.sampling import SamplesClips
 from reelhf.errors import UserError
 from reelhf.progress import silence_transformers
@@ -54,7 +54,7 @@ class PatchedSpec(BackboneSpec):
 
 
 @dataclass
-class DiffusersBackbone(SamplesClips, ABC):
+class DiffusersBackbone(GuidedVelocity, SamplesClips):
     """`VideoBackbone` made of a diffusers pipeline. The VAE and the text encoder are frozen here."""
 
     pipe: Any
@@ -173,52 +173,33 @@ class DiffusersBackbone(SamplesClips, ABC):
         pixels = (2 * frames - 1).to(device=vae.device, dtype=vae.dtype)
         return self.normalise(vae.encode(pixels).latent_dist.mode().float())
 
-    def velocity(
+    def unguided(
         self,
         denoiser: nn.Module,
         noisy: Tensor,
         sigma: Tensor,
         condition: Condition,
         task: Task,
-        *,
-        guidance_scale: float | None = None,
-        guidance_rescale: float = 0.0,
-        negative: Condition | None = None,
-        sigma_target: Tensor | None = None,  # these are one-time models
         features: Sequence[int] = (),
     ) -> Tensor:
         if features:
             raise ValueError(f"{type(self).__name__} has no features to hand out")
+        inputs, frame_sigma = noisy, sigma.float()
+        known = task.condition_mask[:, 0, :, 0, 0] > 0 if self.takes_image else None  # [B, T]
+        if known is not None:
+            full_sigma = expand_sigma(frame_sigma, noisy)[:, 0, :, 0, 0].expand_as(known)
+            given = known[:, None, :, None, None]
+            inputs = noisy.where(~given, task.condition_latents.to(noisy))
+            frame_sigma = full_sigma.where(~known, 0.0)
         dtype = _compute_dtype(denoiser)
-
-        def predict(noisy: Tensor, sigma: Tensor, condition: Condition, task: Task) -> Tensor:
-            inputs, frame_sigma = noisy, sigma.float()
-            known = task.condition_mask[:, 0, :, 0, 0] > 0 if self.takes_image else None  # [B, T]
-            if known is not None:
-                full_sigma = expand_sigma(frame_sigma, noisy)[:, 0, :, 0, 0].expand_as(known)
-                given = known[:, None, :, None, None]
-                inputs = noisy.where(~given, task.condition_latents.to(noisy))
-                frame_sigma = full_sigma.where(~known, 0.0)
-            condition = self._with_empty_prompts(condition).to(dtype=dtype)
-            velocity = self.predict(denoiser, inputs.to(dtype), frame_sigma, condition).float()
-            if (
-                known is not None
-            ):  # of a given frame the velocity is known too: it points at that frame
-                distance = full_sigma[:, None, :, None, None].clamp_min(1e-6)
-                exact = (noisy - task.condition_latents.to(noisy)) / distance
-                velocity = velocity.where(~given, exact)
+        condition = self._with_empty_prompts(condition).to(dtype=dtype)
+        velocity = self.predict(denoiser, inputs.to(dtype), frame_sigma, condition).float()
+        if known is None:
             return velocity
-
-        return guided(
-            predict,
-            noisy,
-            sigma,
-            condition,
-            task,
-            guidance_scale=guidance_scale,
-            guidance_rescale=guidance_rescale,
-            negative=negative,
-        )
+        # of a given frame the velocity is known too: it points at that frame
+        distance = full_sigma[:, None, :, None, None].clamp_min(1e-6)
+        exact = (noisy - task.condition_latents.to(noisy)) / distance
+        return velocity.where(~given, exact)
 
     def _with_empty_prompts(self, condition: Condition) -> Condition:
         """Rows without a prompt (mask all False) become rows with the empty prompt."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reelhf.clips import load_clip_folder, load_windows, resize_frames
+from reelhf.clips import load_folder_windows, resize_frames
 from reelhf.engine import device
 from reelhf.errors import UserError
 from reelhf.training import BatchSplit, position_seed
@@ -36,11 +36,10 @@ def split_windows(
     config: VAETrainConfig, clips: Path
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(held-out, training) windows, each uint8 at (refined size, half of it)."""
-    windows = load_windows(
-        load_clip_folder(clips),
-        num_frames=config.num_frames,
+    windows = load_folder_windows(
+        clips,
+        frame_shape=(config.num_frames, config.height, config.width),
         fps=config.fps,
-        size=(config.height, config.width),
         max_windows=config.max_clips,
         seed=config.seed,
     )

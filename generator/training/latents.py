@@ -14,7 +14,7 @@ from torch import Tensor
 from generator.base import Condition, Task
 from generator.flow import logit_normal_sigma
 from generator.sampling import noise_like
-from reelhf.clips import ClipTensors, load_clip_folder, load_windows
+from reelhf.clips import ClipTensors, load_folder_windows
 from reelhf.config import Config
 from reelhf.engine import device
 from reelhf.errors import UserError
@@ -92,11 +92,10 @@ class Batch:
 
 def training_windows(config: DenoiserTrainConfig, clips: Path) -> ClipTensors:
     """Clips of the folder at the size, length and rate of the config."""
-    return load_windows(
-        load_clip_folder(clips),
-        num_frames=config.num_frames,
+    return load_folder_windows(
+        clips,
+        frame_shape=(config.num_frames, config.height, config.width),
         fps=config.fps,
-        size=(config.height, config.width),
         max_windows=config.max_clips,
         seed=config.seed,
     )

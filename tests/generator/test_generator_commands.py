@@ -92,7 +92,7 @@ def test_steps_solver_and_guidance_may_be_others_than_the_checkpoints(
     out = ["--out", tmp_path / "out"]
     said = fails(capsys, *sample, "--solver", "heun", *out)
     assert "sampler kind 'heun'; expected 'euler' or 'adams' or 'renoise'" in said
-    assert "are for diffusers models" in fails(capsys, *sample, "--frames", "9", *out)
+    assert "only diffusers models take other sizes" in fails(capsys, *sample, "--frames", "9", *out)
     said = fails(capsys, *sample, "--guidance", "1", "--negative", "x", *out)
     assert "works through guidance" in said
     assert not list((tmp_path / "out").glob("*.mp4"))

@@ -105,7 +105,9 @@ def test_bad_models_are_one_line_and_exit_code_two(pipe_folder, tmp_path, capsys
     assert "strange" in fails(capsys, *sample, "--model", strange, *TINY)
     tiny_generator("base", 32).save(tmp_path / "ours")
     capsys.readouterr()
-    assert "carries its own" in fails(capsys, *sample, tmp_path / "ours", *TINY)
+    assert "only diffusers models take other sizes" in fails(
+        capsys, *sample, tmp_path / "ours", *TINY
+    )
     assert not (tmp_path / "out").exists()
 
 
