@@ -13,6 +13,13 @@ T = TypeVar("T")
 TERMINAL_SECONDS = 0.1  # between two redraws of the bar
 PLAIN_SECONDS = 10.0  # between two lines in a log file
 BAR_WIDTH = 24
+_plain_lines = False
+
+
+def use_plain_lines() -> None:
+    """No bars from now on, on a terminal either: for a process that shares it with others at work."""
+    global _plain_lines
+    _plain_lines = True
 
 
 def track(iterable: Iterable[T], *, label: str, total: int | None = None) -> Iterator[T]:
@@ -26,7 +33,7 @@ def track(iterable: Iterable[T], *, label: str, total: int | None = None) -> Ite
     if int(os.environ.get("RANK", "0")) != 0:
         yield from iterable
         return
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr.isatty() and not _plain_lines
     start = last = time.monotonic()
     done = 0
     for item in iterable:

@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from rewards.module import RewardModule
 
 
+LONGEST_FIRST = ("motion", "foundational", "aesthetic")
+"""The order in which models side by side are started."""
 LEARNED_SPLITS = ("train", "validation")
 """Splits of the preference data that teach a reward; the third, `test`, measures it."""
 
@@ -51,6 +55,8 @@ class RewardTrainConfig(Config):
     """Largest gradient norm."""
     shift: float = Field(0.06, ge=0, lt=0.5)
     """Augmentation: each clip is moved by up to this fraction of its side, its border repeated."""
+    side_by_side: PositiveInt = 1
+    """Models that are trained at once, each in a process of its own with its share of the threads."""
     seed: int = 0
     """Of batches and augmentation."""
     own: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -58,9 +64,13 @@ class RewardTrainConfig(Config):
 
     @model_validator(mode="after")
     def _own_settings(self) -> RewardTrainConfig:
+        for option, names in (("models", self.models), ("own", self.own)):
+            for name in names:
+                if name not in MODEL_FOLDERS:
+                    raise ValueError(
+                        f"{option} names '{name}'; expected one of {', '.join(MODEL_FOLDERS)}"
+                    )
         for name in self.own:
-            if name not in MODEL_FOLDERS:
-                raise ValueError(f"own names '{name}'; expected one of {', '.join(MODEL_FOLDERS)}")
             self.of(name)
         return self
 
@@ -83,6 +93,19 @@ class TaskDataset(Dataset[RewardTask]):
         return self.tasks[index]
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """Which verdicts teach a reward."""
+
+    preferences: Path
+    """Folder of preference data (`annotation.export`)."""
+    annotators: Collection[str] | None = None
+    prompt_ids: Collection[str] | None = None
+    """Only these; None means all."""
+    splits: Collection[str] | None = LEARNED_SPLITS
+    """Only rows of these splits; None means all, where the rewards are measured on other prompts altogether."""
+
+
 def train_rewards(
     config: RewardTrainConfig,
     preferences: Path,
@@ -96,43 +119,55 @@ def train_rewards(
     """Train, calibrate and save each reward model under `out`.
 
     Args:
-        preferences: folder of preference data (`annotation.export`).
+        preferences, annotators, prompt_ids, splits: what they learn from, see `Lessons`.
         backbones: folder written by `rewards.pretrain`, or an earlier round's rewards.
-        annotators, prompt_ids: use only these; None uses all.
-        splits: learn from rows of these splits; None from all, where the rewards are measured on other prompts altogether.
     """
+    from reelhf.run import RunFolder
+    from reelhf.side_by_side import run_jobs
+
+    lessons = Lessons(Path(preferences), annotators, prompt_ids, splits)
+    run = RunFolder.open(out, config)
+    jobs = {
+        name: partial(_train_one, name, config.of(name), lessons, Path(backbones), Path(out))
+        for name in sorted(config.models, key=LONGEST_FIRST.index)
+    }
+    for name, metrics in run_jobs(jobs, at_once=config.side_by_side).items():
+        for step, row in enumerate(metrics):
+            run.log(step, {f"{name}/{key}": value for key, value in row.items()})
+    return Path(out)
+
+
+def _train_one(
+    name: str, config: RewardTrainConfig, lessons: Lessons, backbones: Path, out: Path
+) -> list[dict[str, float]]:
+    """Train, calibrate and save one model; returns its log."""
     from annotation.records import read_preferences
     from reelhf.engine import seed_everything
     from reelhf.hashing import content_hash
-    from reelhf.run import RunFolder
     from rewards.checkpoint import reward_class
     from rewards.module import read_reward_json
 
-    data = read_preferences(preferences)
-    out = Path(out)
-    run = RunFolder.open(out, config)
-    clips: dict[str, Clip] = {}
-    chosen = {"annotators": annotators, "prompt_ids": prompt_ids}
-    for name in config.models:
-        folder, settings = Path(backbones) / name, config.of(name)
-        seed_everything(settings.seed)
-        model = reward_class(read_reward_json(folder)["type"]).load(folder)
-        tasks = load_tasks(data, dimensions=model.dimensions, splits=splits, **chosen)
-        if not tasks:
-            raise UserError(
-                f"{preferences} holds no training rows for {', '.join(model.dimensions)} by these annotators and prompts"
-            )
-        missing = [t for t in tasks if any(sha not in clips for sha in t.clips)]
-        if missing:
-            clips |= load_clips(data, missing)
-        training = [task for task in tasks if task.split != "validation"] or tasks
-        metrics = fit(model, training, clips, settings, label=name)
-        model.data_hash = content_hash([t.task_id for t in tasks], [len(t.votes) for t in tasks])
-        calibrate(model, tasks, clips)
-        for step, row in enumerate(metrics):
-            run.log(step, {f"{name}/{key}": value for key, value in row.items()})
-        model.save(out / name)
-    return out
+    data = read_preferences(lessons.preferences)
+    seed_everything(config.seed)
+    model = reward_class(read_reward_json(backbones / name)["type"]).load(backbones / name)
+    tasks = load_tasks(
+        data,
+        dimensions=model.dimensions,
+        splits=lessons.splits,
+        annotators=lessons.annotators,
+        prompt_ids=lessons.prompt_ids,
+    )
+    if not tasks:
+        raise UserError(
+            f"{lessons.preferences} holds no training rows for {', '.join(model.dimensions)} by these annotators and prompts"
+        )
+    clips = load_clips(data, tasks)
+    training = [task for task in tasks if task.split != "validation"] or tasks
+    metrics = fit(model, training, clips, config, label=name)
+    model.data_hash = content_hash([t.task_id for t in tasks], [len(t.votes) for t in tasks])
+    calibrate(model, tasks, clips)
+    model.save(out / name)
+    return metrics
 
 
 def fit(

@@ -118,7 +118,7 @@ def _header(record: LoopRecord, runs: Sequence[str]) -> str:
         for status in ("pass", "fail", "not_measured")
     }
     stages = data["stages"]
-    seconds = sum(stage["seconds"] for stage in stages)
+    seconds = _total_seconds(stages)
     tiles = [
         (
             f"{counts['pass']} of {counts['pass'] + counts['fail']}",
@@ -422,6 +422,8 @@ def _stages(record: LoopRecord) -> str:
         width = stage["seconds"] / longest * 100
         mark = "" if budget is None else f"<i style='left:{budget / longest * 100:.1f}%'></i>"
         remark = "from cache" if stage["cached"] else ""
+        beside = stage.get("beside_seconds", 0.0)
+        remark += f", {beside:.0f} s of it beside other stages" if beside else ""
         remark += f", resumed ({stage['attempts']} attempts)" if stage["attempts"] > 1 else ""
         rows.append(
             f"<tr><td>{escape(stage['name'])}</td><td class='n {'fail' if over else ''}'>{stage['seconds']:.1f}</td>"
@@ -429,12 +431,17 @@ def _stages(record: LoopRecord) -> str:
             f"<td class='gauge'><span><b style='width:{width:.1f}%'></b>{mark}</span></td>"
             f"<td class='n'>{stage['peak_bytes'] / 1e9:.1f}</td><td class='muted'>{escape(remark.strip(', '))}</td></tr>"
         )
-    total, budget_total = sum(s["seconds"] for s in stages), record.data["total_budget_seconds"]
+    total, budget_total = _total_seconds(stages), record.data["total_budget_seconds"]
     return (
         "<section id='time'><h2>Where the time went</h2><table><thead><tr><th>Stage</th><th class='n'>seconds</th><th class='n'>budget</th><th></th>"
         f"<th class='n'>peak GB</th><th></th></tr></thead><tbody>{''.join(rows)}</tbody><tfoot><tr><td>All stages</td>"
         f"<td class='n {'fail' if total > budget_total else ''}'>{total:.0f}</td><td class='n'>{budget_total:.0f}</td><td></td><td></td><td></td></tr></tfoot></table></section>"
     )
+
+
+def _total_seconds(stages: Sequence[Mapping[str, Any]]) -> float:
+    """Of all stages; seconds that two of them worked side by side count once."""
+    return sum(stage["seconds"] - stage.get("beside_seconds", 0.0) for stage in stages)
 
 
 def _method(record: LoopRecord) -> str:

@@ -6,28 +6,26 @@ a hash of everything it came from (`rlhf.stages`), so that a second run skips it
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor
 
-from annotation.records import read_preferences
 from distill.consistency import ConsistencyConfig, distill_refiner
 from generator.toyworld import ToyDatasetConfig, render_dataset
 from generator.training.denoiser import DenoiserTrainConfig, train_base, train_refiner
 from generator.training.text import TextTrainConfig, train_text_encoder
 from generator.training.vae import VAETrainConfig, train_vae
 from reelhf.config import Config
+from reelhf.side_by_side import in_background
 from rewards.evaluate import evaluate_rewards
 from rewards.pretrain import PretrainConfig, pretrain_backbones
 from rewards.train import RewardTrainConfig, train_rewards
 from rlhf.candidates import BASE, REFINER, CandidatesConfig
-from rlhf.compare import CompareConfig, Gold, compare, gold_curve
+from rlhf.compare import CompareConfig, compare, gold_curve
 from rlhf.direct import DirectConfig, train_direct
 from rlhf.judging import PREFERENCES, JudgingConfig, judge_simulated, read_groups
 from rlhf.regenerated import RegenerateConfig, regenerate
@@ -60,6 +58,7 @@ class LoopConfig(Config):
     regenerated: RegenerateConfig | None = None
     """Real clips that the generator partly makes anew, whose order the reward backbones learn; None leaves them out."""
     reward_backbones: PretrainConfig = PretrainConfig()
+    """With `side_by_side` of 2 or more they are pre-trained while the verdicts are given."""
     held_out_backbones: PretrainConfig | None = None
     """What the held-out rewards start from. None: the same backbones, in less time; but then both are fooled by the same pixels."""
     rewards: RewardTrainConfig = RewardTrainConfig()
@@ -197,17 +196,27 @@ def run_round(
     """Candidates -> verdicts -> rewards and held-out rewards -> RLHF of base and refiner -> compare both."""
     one = _Round(config, world, runner, suffix)
 
-    # 1. Clips of both stages of the model, judged per dimension.
+    # 1. Clips of both stages of the model, judged per dimension. The reward backbones need no verdict: they learn meanwhile.
     candidates = one.make_candidates(base, student)
-    judging = judge(runner, suffix, candidates)
+    anew = one.regenerate(clips, base, student)
+
+    def pretrain() -> Stage:
+        return one.pretrain("reward_backbones", config.reward_backbones, clips, base, anew)
+
+    if config.reward_backbones.side_by_side > 1:
+        with in_background(pretrain) as pretrained:
+            judging = judge(runner, suffix, candidates)
+            backbones = pretrained()
+    else:
+        judging = judge(runner, suffix, candidates)
+        backbones = pretrain()
     groups = read_groups(judging.path)
     feedback = {"annotators": groups.feedback_annotators, "prompt_ids": groups.feedback_prompt_ids}
     held_out = {"annotators": groups.held_out_annotators, "prompt_ids": groups.held_out_prompt_ids}
+    as_many = groups.feedback_prompt_ids[: len(groups.held_out_prompt_ids)]
 
     # 2. Three reward models learn those verdicts; three more, of other annotators and prompts, only watch. Each is measured
-    #    on what the other was taught.
-    anew = one.regenerate(clips, base, student)
-    backbones = one.pretrain("reward_backbones", config.reward_backbones, clips, base, anew)
+    #    on what the other was taught, on as many prompts.
     other_backbones = backbones
     if config.held_out_backbones is not None:
         other_backbones = one.pretrain(
@@ -218,7 +227,9 @@ def run_round(
         "held_out_rewards", config.held_out_rewards, judging, other_backbones, held_out
     )
     rewards_evaluation = one.evaluate("rewards_evaluation", rewards, judging, held_out)
-    held_out_evaluation = one.evaluate("held_out_evaluation", watching, judging, feedback)
+    held_out_evaluation = one.evaluate(
+        "held_out_evaluation", watching, judging, feedback | {"prompt_ids": as_many}
+    )
 
     # 3. Maximise the rewards: first the base, then the accelerated refiner on clips of the improved base.
     scored_by = {"rewards": rewards, "held_out": watching}
@@ -338,7 +349,11 @@ class _Round:
         preferences, gold = judging.path / PREFERENCES, self.world.gold
 
         def evaluate(out: Path) -> None:
-            ceiling = None if gold is None else reward_ceiling(preferences, gold, **judged_by)
+            ceiling = None
+            if gold is not None:
+                kinds = ("explicit", "implied")
+                found = annotator_ceiling(preferences, gold, kinds=kinds, **judged_by)
+                ceiling = {dimension: row["accuracy"] for dimension, row in found.items()}
             evaluate_rewards(
                 trained.path, preferences, out, ceiling=ceiling, split=None, **judged_by
             )
@@ -346,7 +361,11 @@ class _Round:
         return self.runner.run(
             f"{name}{self.suffix}",
             evaluate,
-            inputs={"rewards": trained, "judging": judging},
+            inputs={
+                "rewards": trained,
+                "judging": judging,
+                "prompts": list(judged_by["prompt_ids"]),
+            },
             source=("rewards.evaluate", "rlhf.simulated", *self.world.gold_source),
         )
 
@@ -440,35 +459,6 @@ class _Round:
             inputs={"run": run},
             source=("rlhf.compare", *self.world.gold_source),
         )
-
-
-def reward_ceiling(
-    preferences: Path,
-    gold: Gold,
-    *,
-    annotators: Collection[str] | None,
-    prompt_ids: Collection[str],
-) -> dict[str, float]:
-    """Dimension -> how often gold itself agrees with the annotators on the same-stage pairs that are no ties."""
-    data = read_preferences(preferences)
-    measured: dict[tuple[str, bytes], Mapping[str, float]] = {}
-
-    def once(frames: Tensor, prompt: str, fps: float) -> Mapping[str, float]:
-        key = prompt, hashlib.sha256(frames.numpy().tobytes()).digest()
-        if key not in measured:
-            measured[key] = gold(frames, prompt, fps)
-        return measured[key]
-
-    parts = [
-        annotator_ceiling(data, once, annotators=annotators, prompt_ids=prompt_ids, kind=kind)
-        for kind in ("explicit", "implied")
-    ]
-    ceiling = {}
-    for dimension in {name for part in parts for name in part}:
-        counted = [part[dimension] for part in parts if dimension in part]
-        total = sum(one["n"] for one in counted)
-        ceiling[dimension] = sum(one["accuracy"] * one["n"] for one in counted) / total
-    return ceiling
 
 
 def run_folder(stage: Stage) -> Path:

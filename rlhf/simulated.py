@@ -322,7 +322,7 @@ def annotator_ceiling(
     prompt_ids: Collection[str] | None = None,
     annotators: Collection[str] | None = None,
     same_stage: bool = True,
-    kind: str = "explicit",
+    kinds: Collection[str] = ("explicit",),
 ) -> dict[str, dict[str, float]]:
     """How often the gold order agrees with what a panel said: no reward can be expected to do better on these pairs.
 
@@ -330,7 +330,7 @@ def annotator_ceiling(
         preferences: preference data of clips that the gold can measure; the original files are measured, not the copies.
         prompt_ids, annotators: keep only these (pseudonyms); None keeps all.
         same_stage: only pairs whose two clips come from one stage of the model.
-        kind: "explicit" (best against worst) or "implied".
+        kinds: of "explicit" (best against worst) and "implied", those that count.
     Returns: per dimension `accuracy` on the pairs that are no tie, and their number `n`.
     """
     from reelhf.progress import track
@@ -341,7 +341,7 @@ def annotator_ceiling(
         row
         for row in data.preferences
         if row["preference"] != 0
-        and row["kind"] == kind
+        and row["kind"] in kinds
         and (row["same_stage"] or not same_stage)
         and (prompt_ids is None or row["prompt_id"] in prompt_ids)
         and (annotators is None or row["annotator"] in annotators)

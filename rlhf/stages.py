@@ -51,6 +51,8 @@ class Stage:
     """Largest resident memory of this process and its children during that attempt."""
     attempts: int = 1
     """How often it was started; above 1 it was interrupted and resumed."""
+    beside_seconds: float = 0.0
+    """How many of its seconds an earlier finished stage was at work too: the whole took the sum of `seconds` less these."""
     cached: bool = False
     """True when this run found it finished."""
 
@@ -66,6 +68,14 @@ class StageRunner:
     links: Path | None = None
     """A folder that gets a symbolic link per stage, so that a run's folder shows everything it used."""
     stages: dict[str, Stage] = field(default_factory=dict)
+    _numbers: dict[str, int] = field(default_factory=dict, repr=False)
+    _worked: list[tuple[float, float]] = field(default_factory=list, repr=False)
+    """When each stage of this run began and ended."""
+
+    @property
+    def seconds(self) -> float:
+        """How long all stages took, those side by side counted once."""
+        return sum(stage.seconds - stage.beside_seconds for stage in self.stages.values())
 
     def run(
         self,
@@ -105,8 +115,11 @@ class StageRunner:
 
     def adopt(self, name: str, path: Path, *, key: str, seconds: float) -> Stage:
         """Record a stage that this runner did not run: what a person did, under a key of what they said."""
+        now = time.monotonic()
+        self._worked.append((now - seconds, now))
         stage = Stage(name, key, path, path, seconds, resident_bytes())
         self.stages[name] = stage
+        self._label(name)  # it has a number too
         return stage
 
     def _attempt(
@@ -132,8 +145,11 @@ class StageRunner:
             raise StageFailed(
                 f"stage '{name}' failed: {what} (traceback in {folder / 'failure.txt'}); {resume}"
             ) from error
+        ended = time.monotonic()
+        beside = sum(max(0.0, min(ended, b) - max(started, a)) for a, b in self._worked)
+        self._worked.append((started, ended))
         stage = Stage(
-            name, key, folder, Path(path), time.monotonic() - started, memory.peak_bytes, attempts
+            name, key, folder, Path(path), ended - started, memory.peak_bytes, attempts, beside
         )
         record = asdict(stage) | {
             "folder": ".",
@@ -151,7 +167,8 @@ class StageRunner:
         return stage
 
     def _label(self, name: str) -> str:
-        return f"[{len(self.stages) + 1:2d}] {name:<22}"
+        number = self._numbers.setdefault(name, len(self._numbers) + 1)
+        return f"[{number:2d}] {name:<22}"
 
 
 def _read_stage(folder: Path, name: str, key: str) -> Stage | None:

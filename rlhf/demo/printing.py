@@ -45,14 +45,16 @@ def print_stages(config: LoopConfig, runner: StageRunner) -> None:
     for stage in runner.stages.values():
         budget = config.budget_seconds.get(stage.name)
         remark = " over" if budget and stage.seconds > budget else ""
+        remark += f" ({stage.beside_seconds:.0f} beside)" if stage.beside_seconds else ""
         remark += " (cached)" if stage.cached else ""
         print(
             f"{stage.name:<24}{stage.seconds:>9.1f}{f'{budget:.0f}' if budget else '':>9}"
             f"{stage.peak_bytes / 1e9:>9.2f}{remark}"
         )
-    total = sum(stage.seconds for stage in runner.stages.values())
     peak = max(stage.peak_bytes for stage in runner.stages.values())
-    print(f"{'all stages':<24}{total:>9.1f}{config.total_budget_seconds:>9.0f}{peak / 1e9:>9.2f}")
+    print(
+        f"{'all stages':<24}{runner.seconds:>9.1f}{config.total_budget_seconds:>9.0f}{peak / 1e9:>9.2f}"
+    )
 
 
 def print_checks(run: str, checks: Sequence[dict[str, Any]]) -> None:

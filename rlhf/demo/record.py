@@ -94,6 +94,7 @@ def stage_rows(config: LoopConfig, runner: StageRunner) -> list[dict[str, Any]]:
         {
             "name": stage.name,
             "seconds": stage.seconds,
+            "beside_seconds": stage.beside_seconds,
             "budget": config.budget_seconds.get(stage.name),
             "cached": stage.cached,
             "attempts": stage.attempts,

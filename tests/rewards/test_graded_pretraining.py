@@ -8,8 +8,8 @@ from tiny_rewards import CAPTIONS, smooth_clip, tiny_pretrain_config
 
 from reelhf.errors import UserError
 from reelhf.graded import GradedClips
-from rewards import pretrain
-from rewards.pretrain import build_models, graded_pairs, load_graded, recoloured
+from rewards.pretrain import PRETRAIN, build_models, load_graded
+from rewards.pretraining.pairs import generated_clips, graded_pairs, recoloured
 
 CONFIG = tiny_pretrain_config(steps=40)
 
@@ -34,7 +34,7 @@ def test_the_stated_order_is_what_is_learned(name):
         torch.manual_seed(0)
         model = build_models(CONFIG, captions)[name]
         graded = two_versions(range(100, 116), dark_is_further=dark_is_further)
-        getattr(pretrain, f"pretrain_{name}")(model, CONFIG, windows, captions, [graded])
+        PRETRAIN[name](model, CONFIG, windows, captions, [graded])
         clean, dark = (
             model.score(
                 unseen.frames[:, version].float() / 255,
@@ -83,3 +83,23 @@ def test_graded_clips_of_another_length_or_rate_are_one_clear_line(change, tmp_p
     two_versions(range(4), dark_is_further=True).save(tmp_path)
     with pytest.raises(UserError, match="graded clips of 5 frames at 8 fps"):
         load_graded(tmp_path, CONFIG.model_copy(update=change))
+
+
+def test_generated_clips_are_no_further_than_all_but_the_last_version_and_keep_their_captions():
+    frames = torch.stack(
+        [torch.stack([smooth_clip(10 * n + g, 5, 16) for g in range(3)]) for n in range(6)]
+    )
+    frames = (frames * 255).round().byte()
+    grades = torch.tensor([0.0, 0.5, 1.0]).expand(6, 3).contiguous()
+    clips = GradedClips(frames, grades, [f"clip {n}" for n in range(6)], 8.0)
+    drawn = generated_clips([clips], [clips.captions], 4, torch.Generator().manual_seed(0))
+    versions = set()
+    for _ in range(20):
+        shown, captions = next(drawn)
+        assert len(set(captions)) == 4  # without replacement
+        for one, caption in zip(shown, captions, strict=True):
+            own = clips.frames[int(caption.split()[1])].float() / 255
+            (version,) = [g for g in range(3) if torch.equal(own[g], one)]
+            versions.add(version)
+    assert versions == {0, 1}
+    assert next(generated_clips([], [], 4, torch.Generator()), None) is None

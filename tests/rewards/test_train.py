@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_rewards import (
     CAPTIONS,
     smooth_clip,
@@ -17,13 +18,15 @@ from torch import Tensor
 
 from annotation.records import read_preferences
 from reelhf.errors import UserError
-from rewards import load_reward
+from rewards import load_reward, train
 from rewards.calibration import fit_temperature, spread
 from rewards.data import Clip, RewardTask, Vote, group_by_shape, load_tasks
 from rewards.degrade import DEGRADATIONS, degrade
 from rewards.evaluate import chi_square_uniform, evaluate_rewards, format_report
-from rewards.motion import TemporalProbe
-from rewards.pretrain import build_models, pretrain_backbones, swapped_captions, worse_motion
+from rewards.motion import MotionReward, PromptAim, TemporalProbe
+from rewards.pretrain import PRETRAIN, build_models, pretrain_backbones
+from rewards.pretraining.motion import MOST_OCTAVES, WRONG_MOTION, WRONG_SPEED, worse_motion
+from rewards.pretraining.pairs import swapped_captions
 from rewards.train import RewardTrainConfig, preference_loss, shift_clips, tie_widths, train_rewards
 
 BRIGHTNESS = [random.Random(i).random() for i in range(400)]
@@ -55,6 +58,17 @@ def preferences(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make=brighter_is_better,
         num_tasks=40,
         clips_per_task=lambda task: 3 + task % 2,
+    )
+
+
+@pytest.fixture(scope="module")
+def two_dimensions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_preferences(
+        tmp_path_factory.mktemp("two_dimensions") / "data",
+        quality=BRIGHTNESS.__getitem__,
+        make=brighter_is_better,
+        num_tasks=20,
+        dimensions=("motion_quality", "aesthetic_quality"),
     )
 
 
@@ -279,15 +293,108 @@ def test_the_same_pictures_shown_faster_move_faster():
 
 
 def test_worse_motion_is_two_sided_and_leaves_the_better_clip_alone():
-    frames = torch.stack([smooth_clip(i, 9, 32) for i in range(64)])
-    better, worse, margin, fps = worse_motion(frames, 8.0, torch.Generator().manual_seed(0))
+    frames = torch.stack([smooth_clip(i, 9, 32) for i in range(256)])
+    better, worse, margin, rate = worse_motion(frames, torch.Generator().manual_seed(0))
     assert better.shape == worse.shape == frames.shape
-    hurried = fps != 8.0
-    assert 0.1 < hurried.float().mean() < 0.35
-    assert (fps[hurried] > 8).any()
-    assert (fps[hurried] < 8).any()
+    hurried = rate != 1
+    assert ((rate > 1).sum() - (rate < 1).sum()).abs() < 0.4 * hurried.sum()  # both ways alike
     torch.testing.assert_close(worse[hurried], frames[hurried])  # same pictures, other rate
-    torch.testing.assert_close(margin[hurried], (fps[hurried] / 8).log2().abs())
+    torch.testing.assert_close(margin[hurried], rate[hurried].log2().abs())
+    other = (margin == 1) & ~hurried  # another motion altogether, beside the untouched clip
+    torch.testing.assert_close(better[hurried | other], frames[hurried | other])
+    assert ((worse - frames).flatten(1).abs().amax(1) > 0)[other].float().mean() > 0.9
+    for found, share in ((hurried, WRONG_SPEED), (other, WRONG_MOTION)):
+        assert abs(float(found.float().mean()) - share) < 0.08
     changed = (worse - better).flatten(1).abs().amax(1) > 0
-    assert (changed | hurried | (margin < 0.15)).all()
-    assert ((margin >= 0) & (margin <= 1.3)).all()
+    assert (changed | hurried | other | (margin < 0.15)).all()
+    assert ((margin >= 0) & (margin <= MOST_OCTAVES)).all()
+
+
+def test_the_probe_is_shown_clips_at_the_rate_that_makes_them_wrong(monkeypatch):
+    """Pre-training gives the worse half its other frames per second, and the better half the clips' own."""
+    config = tiny_pretrain_config(steps=12)
+    model = build_models(config, CAPTIONS)["motion"]
+    seen, shown = [], MotionReward.values_and_words
+
+    def spy(self, frames, fps, prompts):
+        seen.append(fps)
+        return shown(self, frames, fps, prompts)
+
+    monkeypatch.setattr(MotionReward, "values_and_words", spy)
+    windows = (torch.stack([smooth_clip(seed) for seed in range(16)]) * 255).byte()
+    PRETRAIN["motion"](model, config, windows, [CAPTIONS[0]] * 16)
+    better, worse = (torch.cat(half) for half in zip(*(fps.chunk(2) for fps in seen), strict=True))
+    assert (better == config.fps).all()
+    assert (worse > config.fps).any()
+    assert (worse < config.fps).any()
+
+
+def test_the_aim_is_the_mean_squared_distance_of_two_points():
+    aim = PromptAim(features=6, vocab_size=5, hidden_size=4, size=3)
+    features, words = torch.randn(2, 6), torch.rand(2, 5)
+    shown = aim.shown(features)
+    asked = aim.asked(words / words.norm(dim=1, keepdim=True) * 5**0.25)
+    by_hand = [sum((shown[i, k] - asked[i, k]) ** 2 for k in range(3)) / 3 for i in range(2)]
+    torch.testing.assert_close(aim(features, words), torch.stack(by_hand)[:, None])
+
+
+def test_each_model_is_trained_with_its_own_settings(
+    backbones, two_dimensions, tmp_path, monkeypatch
+):
+    used, fit = {}, train.fit
+
+    def spy(model, tasks, clips, config, *, label):
+        used[label] = config.tasks_per_batch
+        return fit(model, tasks, clips, config, label=label)
+
+    monkeypatch.setattr(train, "fit", spy)
+    config = RewardTrainConfig(
+        models=("motion", "aesthetic"), epochs=0.05, own={"aesthetic": {"tasks_per_batch": 1}}
+    )
+    train_rewards(config, two_dimensions, backbones, tmp_path)
+    assert used == {"motion": 4, "aesthetic": 1}
+
+
+def test_side_by_side_is_the_same_training(backbones, two_dimensions, tmp_path):
+    """What is trained beside it changes no weight of a model."""
+    config = RewardTrainConfig(models=("motion", "aesthetic"), epochs=2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train_rewards(config, two_dimensions, backbones, tmp_path / "in_turn")
+    finally:
+        torch.set_num_threads(threads)
+    beside = config.model_copy(update={"side_by_side": 2})
+    train_rewards(beside, two_dimensions, backbones, tmp_path / "beside")
+    for name in config.models:
+        one, other = (
+            load_file(tmp_path / way / name / "model.safetensors") for way in ("in_turn", "beside")
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    rows = [
+        (tmp_path / way / "metrics.jsonl").read_text().count("aesthetic/loss")
+        for way in ("in_turn", "beside")
+    ]
+    assert rows[0] == rows[1] > 0
+
+
+def test_backbones_pre_trained_side_by_side_are_the_same(backbones, tmp_path):
+    threads = torch.get_num_threads()
+    config = tiny_pretrain_config()
+    torch.set_num_threads(1)
+    try:
+        pretrain_backbones(config, backbones.parent, tmp_path / "in_turn")
+    finally:
+        torch.set_num_threads(threads)
+    beside = config.model_copy(update={"side_by_side": 2})
+    pretrain_backbones(beside, backbones.parent, tmp_path / "beside")
+    for name in PRETRAIN:
+        one, other = (
+            load_file(tmp_path / way / name / "model.safetensors") for way in ("in_turn", "beside")
+        )
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_an_unknown_model_is_named():
+    with pytest.raises(ValueError, match="models names 'aesthetics'; expected one of foundational"):
+        RewardTrainConfig(models=("aesthetics",))

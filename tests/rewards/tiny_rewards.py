@@ -18,7 +18,7 @@ from rewards.aesthetic import AestheticConfig, AestheticReward
 from rewards.foundational import FoundationalConfig, FoundationalReward
 from rewards.module import RewardModule
 from rewards.motion import MotionConfig, MotionReward
-from rewards.pretrain import PretrainConfig, StageConfig
+from rewards.pretraining.config import PretrainConfig, StageConfig
 from rewards.tokens import train_tokenizer
 
 CAPTIONS = [

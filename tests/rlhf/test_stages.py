@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from reelhf.errors import UserError
+from reelhf.side_by_side import in_background, run_jobs
 from rlhf.stages import (
     PeakMemory,
     StageFailed,
@@ -127,3 +131,49 @@ def test_memory_is_measured():
         block = bytearray(50_000_000)
     assert memory.peak_bytes >= resident_bytes() * 0.2
     assert len(block) == 50_000_000
+
+
+def test_seconds_of_two_stages_side_by_side_count_once(runner):
+    own, both = runner(), threading.Barrier(2)
+
+    def slow(out: Path) -> None:
+        both.wait()  # neither is over before the other has begun
+        time.sleep(0.3)
+        out.mkdir(parents=True)
+
+    with in_background(lambda: own.run("a", slow, source="reelhf.errors")) as finished:
+        here = own.run("b", slow, source="reelhf.errors")
+        there = finished()
+    alone = own.run("c", _writer([]), source="reelhf.errors")
+    first, last = sorted((here, there), key=lambda stage: stage.beside_seconds)
+    assert first.beside_seconds == alone.beside_seconds == 0
+    assert 0.3 <= last.beside_seconds <= min(first.seconds, last.seconds)
+    assert own.seconds == pytest.approx(
+        here.seconds + there.seconds + alone.seconds - last.beside_seconds
+    )
+    again = runner().run("a", slow, source="reelhf.errors")
+    assert again.cached
+    assert again.beside_seconds == there.beside_seconds
+
+
+def test_what_fails_in_front_stops_what_runs_behind(runner):
+    own, begun = runner(), threading.Event()
+
+    def behind(out: Path) -> None:
+        begun.set()
+        run_jobs({"long": partial(time.sleep, 300)}, at_once=2)
+
+    def fail(out: Path) -> None:
+        assert begun.wait(60)
+        raise UserError("no such clips")
+
+    start = time.monotonic()
+    with (
+        pytest.raises(UserError, match="stage 'front': no such clips"),
+        in_background(lambda: own.run("behind", behind, source="reelhf.errors")),
+    ):
+        own.run("front", fail, source="reelhf.errors")
+    assert time.monotonic() - start < 120
+    assert run_jobs({"next": partial(int, "7")}, at_once=2) == {
+        "next": 7
+    }  # later jobs are not stopped

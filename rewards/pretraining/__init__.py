@@ -1,0 +1,1 @@
+"""How each reward backbone is pre-trained on captioned clips; `rewards.pretrain` is the door."""
