@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.engine import DeepSpeedEngine
 from tiny_models import run_tiny
 
 import rlhf.direct as direct
@@ -47,9 +49,21 @@ def record_gradients(path: Path) -> None:
     Engine.step = recording  # type: ignore[method-assign]
 
 
+def compute_in_float64() -> None:
+    """The same code in double precision: what two runs then still differ in is no rounding of float32."""
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    accelerator = get_accelerator()
+    supported = accelerator.supported_dtypes()
+    accelerator.supported_dtypes = lambda: [*supported, torch.float64]  # gloo reduces it as well
+    DeepSpeedEngine.communication_data_type = property(lambda engine: torch.float64)
+
+
 def main() -> None:
     scenario = json.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
+    if scenario.get("float64"):
+        compute_in_float64()
     if "kill" in scenario:
         kill_at(*scenario["kill"])
     if "gradients" in scenario:
