@@ -163,6 +163,10 @@ def student_edges(config: ConsistencyConfig, teacher: DiTGenerator) -> tuple[flo
     """Sigmas of the student's sampler; UserError where the teacher cannot have such a student."""
     if teacher.role != "refiner":
         raise UserError(f"the teacher is a {teacher.role}; expected a refiner to distil")
+    if teacher.sampler.kind != "euler":
+        raise UserError(
+            f"the teacher samples with '{teacher.sampler.kind}'; distillation follows Euler steps: set its sampler kind to 'euler'"
+        )
     try:
         return segment_edges(teacher.sampler.sigmas, config.num_segments)
     except ValueError as error:

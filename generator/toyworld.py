@@ -330,7 +330,7 @@ held-out reward's; `validation`: keep-best; `test`: touched only by the final co
 def scene_split(scene: Scene) -> Split:
     """The one split a scene belongs to, by a salted hash of its content: stable across runs, machines and languages."""
     digest = hashlib.sha256(
-        ("toyworld-split-6:" + json.dumps(asdict(scene), sort_keys=True)).encode()
+        ("toyworld-split-7:" + json.dumps(asdict(scene), sort_keys=True)).encode()
     ).digest()
     bucket = int.from_bytes(digest[:8], "big") % 100
     for split, share in _SPLIT_SHARES.items():

@@ -28,6 +28,7 @@ Job = Callable[[], Any]
 
 
 _POLL_SECONDS = 0.5
+_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _stop = threading.Event()  # set while work in the background is not wanted any more
 
 
@@ -38,10 +39,17 @@ def run_jobs(jobs: Mapping[str, Job], *, at_once: int) -> dict[str, Any]:
         jobs: started in this order; put the longest first.
         at_once: how many run at a time. 1 runs them here, one after the other; from 2 on each gets a process of its own and an
             equal share of this process's threads, so that the outcome does not depend on how many there are to share with.
-    Raises: UserError as a job raised it; RuntimeError naming the job for anything else. The other jobs are stopped then.
+    Raises: UserError as a job raised it, or for several processes that would each start them; RuntimeError naming the job for
+        anything else. The other jobs are stopped then.
     """
     if at_once == 1:
         return {name: job() for name, job in jobs.items()}
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1:
+        raise UserError(
+            f"side_by_side is {at_once} in each of {launched} processes; expected 1 where a launcher starts several: set "
+            "side_by_side=1, or run one process"
+        )
     threads = max(1, _num_threads() // at_once)
     waiting, running, results = list(jobs.items()), list[_Running](), dict[str, Any]()
     try:
@@ -127,6 +135,8 @@ def _work(job: Job, answers: Connection, threads: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its children itself
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    for variable in _LAUNCHER:  # of the parent, whose process group this one is not in
+        os.environ.pop(variable, None)
     torch.set_num_threads(threads)
     use_plain_lines()
     try:

@@ -445,6 +445,11 @@ def check_inputs(
         raise UserError(
             f"{len(shared)} validation prompts are also training prompts, such as '{min(shared)}'"
         )
+    if backbone.sampler.kind == "adams":
+        raise UserError(
+            "the generator samples with 'adams', whose steps look back; RLHF differentiates through single steps: set its sampler "
+            "kind to 'euler'"
+        )
     if config.prompts_per_step % world_size():
         raise UserError(
             f"prompts_per_step is {config.prompts_per_step}: expected a multiple of the {world_size()} processes"

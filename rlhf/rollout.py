@@ -51,9 +51,7 @@ def step_coefficients(
     Euler moves along the velocity; re-noising predicts x0 = latents - sigma * velocity and noises it to the next sigma.
     """
     if kind == "adams":
-        raise UserError(
-            "the sampler is 'adams', whose steps look back; RLHF differentiates through single steps: set sampler kind 'euler'"
-        )
+        raise ValueError("the steps of 'adams' look back; a single one has no coefficients")
     if kind == "euler":
         return 1.0, sigma_next - sigma, 0.0
     return 1.0 - sigma_next, -(1.0 - sigma_next) * sigma, sigma_next

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from distill.consistency import (
     ema_target,
     record_trajectories,
     split_prompts,
+    student_edges,
 )
 from generator.base import SamplerSpec
 from generator.checkpoint import DiTGenerator, load_generator
@@ -169,3 +171,7 @@ def test_bad_input_is_refused_in_words(folders, tmp_path):
     uneven = TINY.model_copy(update={"num_segments": 3})
     with pytest.raises(UserError, match="4 teacher steps cannot be cut into 3"):
         distill_refiner(uneven, **folders, out=tmp_path / "b")
+    looking_back = load_generator(folders["teacher"])
+    looking_back.sampler = replace(looking_back.sampler, kind="adams")
+    with pytest.raises(UserError, match="samples with 'adams'; distillation follows Euler steps"):
+        student_edges(TINY, looking_back)

@@ -60,6 +60,18 @@ def test_bad_input_stays_bad_input_and_other_errors_name_the_job():
         run_jobs({"motion": vanish}, at_once=2)
 
 
+def launcher() -> list[str]:
+    return sorted({"RANK", "LOCAL_RANK", "WORLD_SIZE"} & {*os.environ})
+
+
+def test_a_job_belongs_to_no_process_group(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")  # left by a trainer that ran before
+    assert run_jobs({"a": launcher}, at_once=2) == {"a": []}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="side_by_side is 2 in each of 2 processes; expected 1"):
+        run_jobs({"a": launcher}, at_once=2)
+
+
 def test_a_failure_stops_the_others():
     begun = time.monotonic()
     with pytest.raises(UserError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,13 @@ def test_bad_input_is_refused_in_one_line(role, base, prompts, message):
         check_inputs(
             tiny_config(), tiny_generator(role), prompts, VALIDATION_PROMPTS, low_res, None
         )
+
+
+def test_a_sampler_that_looks_back_is_refused_before_any_work():
+    backbone = tiny_generator()
+    backbone.sampler = replace(backbone.sampler, kind="adams")
+    with pytest.raises(UserError, match="samples with 'adams', whose steps look back"):
+        check_inputs(tiny_config(), backbone, PROMPTS, VALIDATION_PROMPTS, None, None)
 
 
 def test_flow_matching_needs_clips():
