@@ -26,6 +26,29 @@ def fails(capsys, *words: object) -> str:
     return error
 
 
+def test_clips_are_decoded_in_chunks_and_tiles_into_their_files(tiny_generator, tmp_path, capsys):
+    backbone = tiny_generator("base", 160)
+    backbone.save(tmp_path / "base")
+    sample = ["generator", "sample", tmp_path / "base", "--prompt", "a red circle"]
+    ways = {"whole": [], "chunks": ["--decode-chunk", "1"], "tiles": ["--tile", "128"]}
+    ways["tiled chunks"] = ["--tile", "128", "--decode-chunk", "1"]
+    clips = {}
+    for name, options in ways.items():
+        main([str(word) for word in [*sample, *options, "--out", tmp_path / name]])
+        clips[name] = read_video(tmp_path / name / "0000_seed0.mp4")[0].float()
+    write_video(tmp_path / "expected.mp4", backbone.sample("a red circle")[0], backbone.fps)
+    expected = read_video(tmp_path / "expected.mp4")[0].float()
+    for name, clip in clips.items():
+        assert (clip - expected).abs().mean() < 0.1, name
+    out = ["--out", tmp_path / "none"]
+    assert "tile size 40 is not a multiple of 16" in fails(capsys, *sample, "--tile", "40", *out)
+    assert "cannot overlap by 48" in fails(
+        capsys, *sample, "--tile", "64", "--tile-overlap", "48", *out
+    )
+    assert "--tile-overlap without --tile" in fails(capsys, *sample, "--tile-overlap", "16", *out)
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("name", ["base_toy", "base_smoke", "refiner_toy", "refiner_smoke"])
 def test_every_denoiser_yaml_loads(name, capsys):
     config = load_config(DenoiserTrainConfig, CONFIGS / "generator" / f"{name}.yaml")
