@@ -40,6 +40,7 @@ def test_clips_are_decoded_in_chunks_and_tiles_into_their_files(tiny_generator, 
     expected = read_video(tmp_path / "expected.mp4")[0].float()
     for name, clip in clips.items():
         assert (clip - expected).abs().mean() < 0.1, name
+    capsys.readouterr()
     out = ["--out", tmp_path / "none"]
     assert "tile size 40 is not a multiple of 16" in fails(capsys, *sample, "--tile", "40", *out)
     assert "cannot overlap by 48" in fails(
