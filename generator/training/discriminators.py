@@ -7,6 +7,10 @@ normalised and there is no batch norm: the choice of Seaweed-7B, over R1 and LeC
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
@@ -42,6 +46,11 @@ def generator_hinge_loss(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
+def smallest_side(num_layers: int) -> int:
+    """Pixels that a frame needs for one logit of a network of so many strided layers."""
+    return 2 ** (num_layers + 1)
+
+
 class PatchDiscriminator(nn.Module):
     """Frames [B, 3, H, W] or clips [B, 3, F, H, W] in [0, 1] -> one logit per patch, and what each layer saw.
 
@@ -62,14 +71,9 @@ class PatchDiscriminator(nn.Module):
         widths = [3, *(width * min(2**index, 8) for index in range(num_layers))]
         self.layers = nn.ModuleList(
             layer(inputs, outputs, 1 if index == 0 else 2, 2)
-            for index, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False))
+            for index, (inputs, outputs) in enumerate(pairwise(widths))
         )
         self.head = layer(widths[-1], 1, 1, 1)
-
-    @property
-    def smallest_side(self) -> int:
-        """Pixels that a frame needs for one logit."""
-        return 2 ** (len(self.layers) + 1)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
         hidden, features = 2 * frames - 1, []
@@ -79,12 +83,11 @@ class PatchDiscriminator(nn.Module):
         return self.head(hidden), features
 
 
-class Verdict(list[tuple[Tensor, list[Tensor]]]):
-    """What each network said of the same clips: its logits and its features. One network where the clips are images."""
+class Verdict(NamedTuple):
+    """What each network said of the same clips and what its layers saw; only the frame network where the clips are images."""
 
-    @property
-    def logits(self) -> list[Tensor]:
-        return [logits for logits, _ in self]
+    logits: list[Tensor]
+    features: list[list[Tensor]]
 
 
 class HybridDiscriminator(nn.Module):
@@ -99,7 +102,9 @@ class HybridDiscriminator(nn.Module):
         """Of frames [B, 3, F, H, W]; `picks` [B] long: the frame of each clip that the frame network sees."""
         chosen = frames[torch.arange(len(frames), device=frames.device), :, picks]
         said = [self.image(chosen)]
-        return Verdict(said if frames.shape[2] == 1 else [*said, self.video(frames)])
+        if frames.shape[2] > 1:
+            said.append(self.video(frames))
+        return Verdict(*map(list, zip(*said, strict=True)))
 
     def forward(
         self, real: Tensor, fake: Tensor, picks: Tensor
@@ -115,6 +120,6 @@ class HybridDiscriminator(nn.Module):
         return torch.stack(losses).mean(), parts
 
 
-def adversarial_loss(verdict: Verdict) -> Tensor:
-    """What the reconstruction pays for being told apart, the mean over networks, a scalar."""
-    return torch.stack([generator_hinge_loss(logits) for logits in verdict.logits]).mean()
+def adversarial_loss(logits: Sequence[Tensor]) -> Tensor:
+    """What the reconstruction pays for being told apart: `generator_hinge_loss`, the mean over networks, a scalar."""
+    return torch.stack([generator_hinge_loss(said) for said in logits]).mean()
