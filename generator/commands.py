@@ -1,4 +1,4 @@
-"""`reelhf generator train | sample | refine | merge`. Nothing heavy is imported before a command runs."""
+"""`reelhf generator train | vae-report | sample | refine | merge`. Nothing heavy is imported before a command runs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from generator.adapters.base import DiffusersBackbone
     from generator.checkpoint import DiTGenerator
+    from generator.tiling import Tiling
+    from generator.vae import VideoVAE
     from reelhf.config import Config
 
 app = typer.Typer(help="Train, sample, refine and merge video generators.", no_args_is_help=True)
@@ -100,7 +102,52 @@ def train(
     for name, path in folders.items():
         if path is not None and not path.is_dir():
             raise UserError(f"--{name} {path}: there is no such folder")
-    report_result(load(function)(config, **folders, out=out), next_step)
+    result = load(function)(config, **folders, out=out)
+    if stage == "vae":
+        from generator.reconstruction import REPORT_NAME, read_report
+
+        for row in read_report(out / REPORT_NAME):
+            typer.echo(f"held out: {row}")
+    report_result(result, next_step)
+
+
+@app.command("vae-report")
+def vae_report(
+    vae: Annotated[Path, typer.Argument(help="folder of a VAE, or of a generator that has one")],
+    clips: Annotated[Path, typer.Option(help="folder of clips it has not seen")],
+    out: Annotated[Path, typer.Option(help="JSON file to write")] = Path("vae_report.json"),
+    num_frames: Annotated[int, typer.Option(min=1, help="per window")] = 17,
+    height: Annotated[int, typer.Option(min=1, help="in pixels")] = 128,
+    width: Annotated[int, typer.Option(min=1, help="in pixels")] = 128,
+    fps: Annotated[float, typer.Option(help="frames per second of the windows")] = 8.0,
+    max_clips: Annotated[int, typer.Option(min=1, help="windows at most")] = 32,
+    seed: Annotated[int, typer.Option(help="of the windows' places")] = 0,
+    tile: TileSize = None,
+    tile_overlap: TileOverlap = None,
+) -> None:
+    """How well a VAE rebuilds clips: PSNR, SSIM and temporal flicker, printed and kept as JSON."""
+    from generator.reconstruction import measure_reconstruction, write_report
+    from generator.vae import VideoVAE
+    from reelhf.clips import load_folder_windows
+    from reelhf.engine import device
+
+    if not clips.is_dir():
+        raise UserError(f"--clips {clips}: there is no such folder")
+    if fps <= 0:
+        raise UserError(f"--fps {fps}; expected a rate above 0")
+    folder = vae / "vae" if (vae / "vae").is_dir() else vae
+    model = VideoVAE.load(folder).to(device())
+    model.spec.check(num_frames, height, width)
+    tiling = _tiling(model, tile, tile_overlap)
+    windows = load_folder_windows(
+        clips, frame_shape=(num_frames, height, width), fps=fps, max_windows=max_clips, seed=seed
+    )
+    row = measure_reconstruction(
+        partial(model.reconstruct, tiling=tiling), windows.frames, batch=1 if tile else 8
+    )
+    typer.echo(str(row))
+    write_report(out, [row], vae=str(vae), clips=str(clips), fps=fps, seed=seed)
+    report_result(out)
 
 
 @app.command()
@@ -349,20 +396,12 @@ def _decoder(
     """Latents [1, C, T, h, w] -> the chunks of one clip, uint8 [3, f, H, W]."""
     from generator.checkpoint import DiTGenerator
     from generator.streaming import DECODE_CHUNK, decode_stream
-    from generator.tiling import Tiling, in_latents
 
     decode: Callable[..., Any] = backbone.decode
-    if tile is not None:
-        if not isinstance(backbone, DiTGenerator):
-            raise UserError("--tile is for generators of ours; a diffusers VAE has its own tiling")
-        ratio = backbone.spec.spatial_ratio
-        if overlap is None:
-            overlap = min(2 * backbone.vae.decoder.radius, tile // (2 * ratio)) * ratio
-        tiling = Tiling(size=tile, overlap=overlap)
-        in_latents(tiling, ratio)  # sizes that do not fit are named before the work, not after
-        decode = partial(backbone.vae.decode, tiling=tiling)
-    elif overlap is not None:
-        raise UserError("--tile-overlap without --tile; name the tile's side too")
+    if isinstance(backbone, DiTGenerator):
+        decode = partial(backbone.vae.decode, tiling=_tiling(backbone.vae, tile, overlap))
+    elif tile is not None:
+        raise UserError("--tile is for generators of ours; a diffusers VAE has its own tiling")
 
     def pictures(latents: Tensor) -> Iterator[Tensor]:
         whole = latents.shape[2]
@@ -370,6 +409,23 @@ def _decoder(
         return (frames[0] for frames in decode_stream(decode, latents, chunk=size))
 
     return pictures
+
+
+def _tiling(vae: VideoVAE, tile: int | None, overlap: int | None) -> Tiling | None:
+    """The tiles that `--tile` and `--tile-overlap` ask for; by default they overlap by what makes them exact, if it fits."""
+    from generator.tiling import Tiling, in_latents
+
+    if tile is None:
+        if overlap is not None:
+            raise UserError("--tile-overlap without --tile; name the tile's side too")
+        return None
+    ratio = vae.spec.spatial_ratio
+    if overlap is None:
+        reach = max(vae.encoder.radius, vae.decoder.radius)
+        overlap = min(2 * reach, tile // (2 * ratio)) * ratio
+    tiling = Tiling(size=tile, overlap=overlap)
+    in_latents(tiling, ratio)  # sizes that do not fit are named before the work, not after
+    return tiling
 
 
 def _write_clips(

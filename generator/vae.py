@@ -313,9 +313,9 @@ class VideoVAE(nn.Module):
             scale_out=1 if encoding else ratio,
         )
 
-    def reconstruct(self, frames: Tensor) -> Tensor:
+    def reconstruct(self, frames: Tensor, *, tiling: Tiling | None = None) -> Tensor:
         """Whole clips through the posterior's mean, not clamped."""
-        return self.decode(self.encode(frames))[0]
+        return self.decode(self.encode(frames, tiling=tiling), tiling=tiling)[0]
 
     def init_shortcut(
         self, clips: Sequence[Tensor], *, max_patches: int = 6144, seed: int = 0
