@@ -120,10 +120,11 @@ class Lpips(nn.Module):
     def forward(self, frames: Tensor, others: Tensor) -> Tensor:
         """Distance of frames [N, 3, H, W] in [0, 1], [N]; 0 for equal ones, symmetric."""
         maps = (self.net((2 * x - 1 - self.shift) / self.scale) for x in (frames, others))
-        return sum(
+        distances = [
             feature_distance(one, other, weight)
             for one, other, weight in zip(*maps, self.linear, strict=True)
-        )
+        ]
+        return torch.stack(distances).sum(0)
 
     @classmethod
     def load(cls, network: Literal["vgg16", "alexnet"], features: Path, linear: Path) -> Lpips:

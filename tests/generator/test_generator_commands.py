@@ -169,7 +169,7 @@ def test_a_vae_report_prints_and_keeps_what_it_measured(
     assert "height 50 is not" in fails(capsys, *words, "--height", "50", "--out", out)
     assert "there is no such folder" in fails(capsys, *words[:4], tmp_path / "none")
     assert "--fps 0.0; expected" in fails(capsys, *words, "--fps", "0")
-    words[2] = tmp_path
+    words[2] = tiny_clips
     assert "is not a VAE folder: vae.json is missing" in fails(capsys, *words, *size)
 
 
@@ -185,8 +185,8 @@ def test_training_a_vae_ends_with_its_report(tiny_clips, tmp_path, capsys):
 
 @pytest.mark.realdata
 def test_real_footage_is_rebuilt_by_a_vae_that_saw_a_little_of_it(real_data, tmp_path, capsys):
-    """The linear shortcuts alone, fitted on windows of three clips; the fourth is held out."""
-    config = ["configs/generator/vae_smoke.yaml", "num_steps=0", "max_clips=24"]
+    """Fitted and trained for a few steps on windows of three clips; those of the fourth are held out."""
+    config = ["configs/generator/vae_smoke.yaml", "num_steps=10", "max_clips=64"]
     main(
         [
             "generator",
@@ -200,4 +200,4 @@ def test_real_footage_is_rebuilt_by_a_vae_that_saw_a_little_of_it(real_data, tmp
     )
     rows = json.loads((tmp_path / "v" / "vae_report.json").read_text())["reconstructions"]
     print(capsys.readouterr().out)
-    assert rows[0]["psnr"] > 18 and rows[0]["ssim"] > 0.5
+    assert rows[0]["psnr"] > 20 and rows[0]["ssim"] > 0.6
