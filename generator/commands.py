@@ -1,9 +1,11 @@
-"""`reelhf generator train | sample | refine | merge`. Nothing heavy is imported before a command runs."""
+"""`reelhf generator train | vae-report | sample | refine | merge`. Nothing heavy is imported before a command runs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,10 +20,25 @@ if TYPE_CHECKING:
 
     from generator.adapters.base import DiffusersBackbone
     from generator.checkpoint import DiTGenerator
+    from generator.tiling import Tiling
+    from generator.vae import VideoVAE
     from reelhf.config import Config
 
 app = typer.Typer(help="Train, sample, refine and merge video generators.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+DecodeChunk = Annotated[
+    int | None, typer.Option(min=1, help="latent frames decoded at a time; fewer take less memory")
+]
+TileSize = Annotated[
+    int | None, typer.Option(min=1, help="decode in square tiles of this side in pixels")
+]
+TileOverlap = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="pixels two tiles share; by default what makes tiling exact, if it fits"
+    ),
+]
 
 # stage -> (config, function, the folders it needs besides --clips and --out, what to run next)
 STAGES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
@@ -85,7 +102,52 @@ def train(
     for name, path in folders.items():
         if path is not None and not path.is_dir():
             raise UserError(f"--{name} {path}: there is no such folder")
-    report_result(load(function)(config, **folders, out=out), next_step)
+    result = load(function)(config, **folders, out=out)
+    if stage == "vae":
+        from generator.reconstruction import REPORT_NAME, read_report
+
+        for row in read_report(out / REPORT_NAME):
+            typer.echo(f"held out: {row}")
+    report_result(result, next_step)
+
+
+@app.command("vae-report")
+def vae_report(
+    vae: Annotated[Path, typer.Argument(help="folder of a VAE, or of a generator that has one")],
+    clips: Annotated[Path, typer.Option(help="folder of clips it has not seen")],
+    out: Annotated[Path, typer.Option(help="JSON file to write")] = Path("vae_report.json"),
+    num_frames: Annotated[int, typer.Option(min=1, help="per window")] = 17,
+    height: Annotated[int, typer.Option(min=1, help="in pixels")] = 128,
+    width: Annotated[int, typer.Option(min=1, help="in pixels")] = 128,
+    fps: Annotated[float, typer.Option(help="frames per second of the windows")] = 8.0,
+    max_clips: Annotated[int, typer.Option(min=1, help="windows at most")] = 32,
+    seed: Annotated[int, typer.Option(help="of the windows' places")] = 0,
+    tile: TileSize = None,
+    tile_overlap: TileOverlap = None,
+) -> None:
+    """How well a VAE rebuilds clips: PSNR, SSIM and temporal flicker, printed and kept as JSON."""
+    from generator.reconstruction import measure_reconstruction, write_report
+    from generator.vae import VideoVAE
+    from reelhf.clips import load_folder_windows
+    from reelhf.engine import device
+
+    if not clips.is_dir():
+        raise UserError(f"--clips {clips}: there is no such folder")
+    if fps <= 0:
+        raise UserError(f"--fps {fps}; expected a rate above 0")
+    folder = vae / "vae" if (vae / "vae").is_dir() else vae
+    model = VideoVAE.load(folder).to(device())
+    model.spec.check(num_frames, height, width)
+    tiling = _tiling(model, tile, tile_overlap)
+    windows = load_folder_windows(
+        clips, frame_shape=(num_frames, height, width), fps=fps, max_windows=max_clips, seed=seed
+    )
+    row = measure_reconstruction(
+        partial(model.reconstruct, tiling=tiling), windows.frames, batch=1 if tile else 8
+    )
+    typer.echo(str(row))
+    write_report(out, [row], vae=str(vae), clips=str(clips), fps=fps, seed=seed)
+    report_result(out)
 
 
 @app.command()
@@ -122,11 +184,15 @@ def sample(
         float | None, typer.Option(help="0 to 1: guidance without overexposure")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    decode_chunk: DecodeChunk = None,
+    tile: TileSize = None,
+    tile_overlap: TileOverlap = None,
 ) -> None:
     """Make clips with a base generator; the result is a folder of captioned clips like any other.
 
     A generator folder carries its clip size and its sampler; steps, solver and guidance may be others. A diffusers model starts from
     its family's, and takes other sizes too. A clip depends on its prompt and seed, not on the batch it is made in.
+    Clips are decoded straight into their files, a few frames at a time: a long one never lies in memory whole.
     """
     texts = _prompts(prompts, prompt)
     if (generator is None) == (model is None):
@@ -136,18 +202,19 @@ def sample(
     )
     given = {"kind": solver, "guidance_rescale": guidance_rescale}
     sampler = replace(backbone.sampler, **{k: v for k, v in given.items() if v is not None})
+    decode = _decoder(backbone, decode_chunk, tile, tile_overlap)
     jobs = [(text, first_seed + k) for text in texts for k in range(seeds)]
     first_frame = None if image is None else _first_frame(image, backbone.frame_shape)
 
-    def clips_of(part: list[tuple[str, int]]) -> Tensor:
-        from generator.sampling import sample_frames
+    def latents_of(part: list[tuple[str, int]]) -> Tensor:
+        from generator.sampling import sample_batches
 
         task = None
         if first_frame is not None:
             task = backbone.image_task(
                 first_frame.expand(len(part), -1, -1, -1), *backbone.frame_shape
             )
-        return sample_frames(
+        (latents,) = sample_batches(
             backbone,
             *_columns(part),
             task=task,
@@ -155,8 +222,9 @@ def sample(
             sampler=sampler,
             negative_prompt=negative,
         )
+        return latents
 
-    _write_clips(backbone, jobs, clips_of, out, batch_size)
+    _write_clips(backbone.fps, jobs, latents_of, decode, out, batch_size)
     report_result(out, "reelhf generator refine REFINER --clips {out} --out DIR")
 
 
@@ -167,21 +235,25 @@ def refine(
     out: Annotated[Path, typer.Option(help="folder for the refined clips")],
     seed: Annotated[int, typer.Option(help="seed of the first clip; the next ones count up")] = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    decode_chunk: DecodeChunk = None,
+    tile: TileSize = None,
+    tile_overlap: TileOverlap = None,
 ) -> None:
     """Enlarge a folder of captioned clips, such as `reelhf generator sample` writes."""
     import torch
 
-    from generator.sampling import refine_frames
+    from generator.sampling import refine_batches
     from reelhf.clips import load_clip_folder, resize_frames
     from reelhf.video import read_video
 
     backbone = _load(generator, "refiner")
+    decode = _decoder(backbone, decode_chunk, tile, tile_overlap)
     entries = load_clip_folder(clips)
     num_frames, height, width = backbone.frame_shape
     jobs = [(entry.caption, seed + index) for index, entry in enumerate(entries)]
     done = 0
 
-    def clips_of(part: list[tuple[str, int]]) -> Tensor:
+    def latents_of(part: list[tuple[str, int]]) -> Tensor:
         nonlocal done
         low_res = []
         for entry in entries[done : done + len(part)]:
@@ -195,9 +267,12 @@ def refine(
         done += len(part)
         if len({clip.shape for clip in low_res}) > 1:
             low_res = [resize_frames(clip, (height, width)) for clip in low_res]
-        return refine_frames(backbone, torch.stack(low_res), *_columns(part), batch_size=batch_size)
+        (latents,) = refine_batches(
+            backbone, torch.stack(low_res), *_columns(part), batch_size=batch_size
+        )
+        return latents
 
-    _write_clips(backbone, jobs, clips_of, out, batch_size)
+    _write_clips(backbone.fps, jobs, latents_of, decode, out, batch_size)
     report_result(out, "reelhf annotate quickstart {out} --out DIR")
 
 
@@ -312,10 +387,52 @@ def _columns(jobs: list[tuple[str, int]]) -> tuple[list[str], list[int]]:
     return [text for text, _ in jobs], [seed for _, seed in jobs]
 
 
-def _write_clips(
+def _decoder(
     backbone: DiTGenerator | DiffusersBackbone,
+    chunk: int | None,
+    tile: int | None,
+    overlap: int | None,
+) -> Callable[[Tensor], Iterator[Tensor]]:
+    """Latents [1, C, T, h, w] -> the chunks of one clip, uint8 [3, f, H, W]."""
+    from generator.checkpoint import DiTGenerator
+    from generator.streaming import DECODE_CHUNK, decode_stream
+
+    decode: Callable[..., Any] = backbone.decode
+    if isinstance(backbone, DiTGenerator):
+        decode = partial(backbone.vae.decode, tiling=_tiling(backbone.vae, tile, overlap))
+    elif tile is not None:
+        raise UserError("--tile is for generators of ours; a diffusers VAE has its own tiling")
+
+    def pictures(latents: Tensor) -> Iterator[Tensor]:
+        whole = latents.shape[2]
+        size = (chunk or DECODE_CHUNK) if backbone.decodes_in_chunks else whole
+        return (frames[0] for frames in decode_stream(decode, latents, chunk=size))
+
+    return pictures
+
+
+def _tiling(vae: VideoVAE, tile: int | None, overlap: int | None) -> Tiling | None:
+    """The tiles that `--tile` and `--tile-overlap` ask for; by default they overlap by what makes them exact, if it fits."""
+    from generator.tiling import Tiling, in_latents
+
+    if tile is None:
+        if overlap is not None:
+            raise UserError("--tile-overlap without --tile; name the tile's side too")
+        return None
+    ratio = vae.spec.spatial_ratio
+    if overlap is None:
+        reach = max(vae.encoder.radius, vae.decoder.radius)
+        overlap = min(2 * reach, tile // (2 * ratio)) * ratio
+    tiling = Tiling(size=tile, overlap=overlap)
+    in_latents(tiling, ratio)  # sizes that do not fit are named before the work, not after
+    return tiling
+
+
+def _write_clips(
+    fps: float,
     jobs: list[tuple[str, int]],
-    clips_of: Any,
+    latents_of: Callable[[list[tuple[str, int]]], Tensor],
+    decode: Callable[[Tensor], Iterator[Tensor]],
     out: Path,
     batch_size: int,
 ) -> None:
@@ -328,9 +445,10 @@ def _write_clips(
         rows = []
         for start in track(range(0, len(jobs), batch_size), label="clips"):
             part = jobs[start : start + batch_size]
-            for offset, (clip, (text, seed)) in enumerate(zip(clips_of(part), part, strict=True)):
+            latents = latents_of(part).split(1)
+            for offset, (clip, (text, seed)) in enumerate(zip(latents, part, strict=True)):
                 name = f"{start + offset:04d}_seed{seed}.mp4"
-                write_video(out / name, clip, backbone.fps)
+                write_video(out / name, decode(clip), fps)
                 rows.append({"path": name, "caption": text, "seed": seed})
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         (out / "captions.jsonl").write_text("".join(lines), encoding="utf-8")

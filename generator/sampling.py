@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -86,7 +86,7 @@ def sample_latents(
 
 
 @torch.no_grad()
-def sample_frames(
+def sample_batches(
     backbone: VideoBackbone,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -96,8 +96,8 @@ def sample_frames(
     denoiser: nn.Module | None = None,
     sampler: SamplerSpec | None = None,
     negative_prompt: str | None = None,
-) -> Tensor:
-    """One clip per prompt and seed, [N, 3, F, H, W] clamped to [0, 1]; text-to-video unless a task is given.
+) -> Iterator[Tensor]:
+    """Clean latents [b, C, T, h, w], a batch at a time, of one clip per prompt and seed; text-to-video unless a task is given.
 
     A clip depends on its prompt and seed, never on what it is batched with. `negative_prompt`: what guidance moves away from.
     """
@@ -113,7 +113,6 @@ def sample_frames(
         raise ValueError("a refiner needs a task with low-resolution latents: see low_res_task")
     shape = backbone.spec.latent_shape(*backbone.frame_shape)
     negative = backbone.encode_prompts([negative_prompt]) if negative_prompt else None
-    clips = []
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
         condition = backbone.encode_prompts(prompts[rows])
@@ -123,7 +122,7 @@ def sample_frames(
             else task[rows]
         )
         noise = noise_like(seeds[rows], shape).to(condition.embeds.device)
-        latents = sample_latents(
+        yield sample_latents(
             backbone,
             condition,
             batch_task,
@@ -133,12 +132,10 @@ def sample_frames(
             seeds=seeds[rows],
             negative=negative,
         )
-        frames, _ = backbone.decode(latents)
-        clips.append(frames.clamp(0, 1).cpu())
-    return torch.cat(clips)
 
 
-def refine_frames(
+@torch.no_grad()
+def refine_batches(
     refiner: VideoBackbone,
     low_res_frames: Tensor,
     prompts: Sequence[str],
@@ -147,29 +144,51 @@ def refine_frames(
     batch_size: int = 16,
     denoiser: nn.Module | None = None,
     sampler: SamplerSpec | None = None,
-) -> Tensor:
-    """Low-resolution clips [N, 3, F, h, w] -> clips of the refiner's own size, clamped to [0, 1]."""
+) -> Iterator[Tensor]:
+    """Low-resolution clips [N, 3, F, h, w] -> latents at the refiner's own size, a batch at a time."""
     _, height, width = refiner.frame_shape
-    clips = []
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
-        task = refiner.low_res_task(low_res_frames[rows], height, width)
-        clips.append(
-            sample_frames(
-                refiner,
-                prompts[rows],
-                seeds[rows],
-                task=task,
-                batch_size=batch_size,
-                denoiser=denoiser,
-                sampler=sampler,
-            )
+        yield from sample_batches(
+            refiner,
+            prompts[rows],
+            seeds[rows],
+            task=refiner.low_res_task(low_res_frames[rows], height, width),
+            batch_size=batch_size,
+            denoiser=denoiser,
+            sampler=sampler,
         )
-    return torch.cat(clips)
+
+
+@torch.no_grad()
+def sample_frames(
+    backbone: VideoBackbone, prompts: Sequence[str], seeds: Sequence[int], **options: Any
+) -> Tensor:
+    """The clips of `sample_batches`, which explains the options: [N, 3, F, H, W] clamped to [0, 1], on the CPU."""
+    return _decoded(backbone, sample_batches(backbone, prompts, seeds, **options))
+
+
+@torch.no_grad()
+def refine_frames(
+    refiner: VideoBackbone,
+    low_res_frames: Tensor,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    **options: Any,
+) -> Tensor:
+    """The clips of `refine_batches`, which explains the options: at the refiner's own size, clamped to [0, 1], on the CPU."""
+    return _decoded(refiner, refine_batches(refiner, low_res_frames, prompts, seeds, **options))
+
+
+def _decoded(backbone: VideoBackbone, batches: Iterator[Tensor]) -> Tensor:
+    return torch.cat([backbone.decode(latents)[0].clamp(0, 1).cpu() for latents in batches])
 
 
 class SamplesClips:
     """The short way to clips, for every backbone: `load_generator(path).sample(["a red circle"])`."""
+
+    decodes_in_chunks = True
+    """Whether `decode` takes a clip in parts; a decoder that looks ahead takes whole clips only."""
 
     def sample(
         self: Any,

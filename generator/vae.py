@@ -1,4 +1,4 @@
-"""A temporally causal video autoencoder: 4 x 16 x 16 pixels become one latent position of 48 channels.
+"""A temporally causal video autoencoder: 4 x 16 x 16 pixels become one latent position of 48 channels; the ratios are a matter of config.
 
 The first frame is coded alone and each later latent frame covers four frames, so F = 1 + 4n frames give T = 1 + n latents and
 an image is a clip of one frame (Seedance 1.0, arXiv 2506.09113, 2.1; MAGVIT-v2, arXiv 2310.05737). Two paths are added:
@@ -9,15 +9,18 @@ an image is a clip of one frame (Seedance 1.0, arXiv 2506.09113, 2.1; MAGVIT-v2,
 
 All time mixing is causal convolution along the latent axis, and every normalisation is per position, so nothing leaks from later
 to earlier frames and any chunking gives the same result. Streaming state is a flat tuple of tensors that `decode` and
-`encode_chunk` take and return; nothing is kept on the module.
+`encode_chunk` take and return; nothing is kept on the module. Memory is bounded in time by chunks (recomputed in the backward pass:
+`checkpoint_chunk`; or decoded one after another: `streaming.py`) and in space by tiles (`tiling.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +42,7 @@ from generator.causal import (
     unpatchify,
 )
 from generator.shortcut import fit_shortcuts
+from generator.tiling import Tiling, run_tiled
 from reelhf.config import Config
 from reelhf.errors import UserError
 
@@ -47,12 +51,16 @@ MIN_LOG_VARIANCE, MAX_LOG_VARIANCE = -12.0, 4.0
 
 
 class VAEConfig(Config):
-    """Widths of the learned residual path; the compression itself is fixed at (4, 16, 16)."""
+    """Compression, and widths of the learned residual path."""
 
     channels: PositiveInt = 48
     """Latent channels."""
+    temporal_ratio: PositiveInt = 4
+    """Frames per latent frame, after the first, which is coded alone."""
+    spatial_ratio: PositiveInt = 16
+    """Side in pixels of a latent position."""
     fine_size: PositiveInt = 4
-    """Side in pixels of a fine token; divides 16."""
+    """Side in pixels of a fine token; divides the spatial ratio."""
     encoder_fine_width: PositiveInt = 64
     """Channels on the fine grid of the encoder."""
     encoder_fine_blocks: NonNegativeInt = 1
@@ -88,6 +96,8 @@ class Encoder(nn.Module):
         super().__init__()
         group, size = spec.temporal_ratio, spec.spatial_ratio
         self.fold = size // config.fine_size
+        self.radius = config.encoder_blocks + math.ceil(config.encoder_fine_blocks / self.fold)
+        """How far a latent sees to each side, in latent positions."""
         self.shortcut = PixelsToTokens(size, group, config.channels)
         self.tokens = PixelsToTokens(config.fine_size, group, config.encoder_fine_width)
         self.fine = nn.ModuleList(
@@ -123,6 +133,11 @@ class Decoder(nn.Module):
         super().__init__()
         group, size = spec.temporal_ratio, spec.spatial_ratio
         self.fold = size // config.fine_size
+        # the shortcut reads the latents next to a patch, and the fine path reads the shortcut
+        self.radius = max(config.decoder_blocks, 1) + math.ceil(
+            config.decoder_fine_blocks / self.fold
+        )
+        """How far a pixel sees to each side, in latent positions."""
         self.shortcut = LappedPatches(config.channels, group, size)
         self.widen = nn.Conv3d(config.channels, config.decoder_width, 1)
         self.coarse = nn.ModuleList(
@@ -159,10 +174,12 @@ class VideoVAE(nn.Module):
     def __init__(self, config: VAEConfig | None = None) -> None:
         super().__init__()
         self.config = config or VAEConfig()
-        self.spec = BackboneSpec(channels=self.config.channels)
+        self.spec = BackboneSpec(
+            self.config.channels, self.config.temporal_ratio, self.config.spatial_ratio
+        )
         if self.spec.spatial_ratio % self.config.fine_size:
             raise UserError(
-                f"fine_size {self.config.fine_size}: it must divide {self.spec.spatial_ratio}"
+                f"fine_size {self.config.fine_size}: it must divide the spatial ratio {self.spec.spatial_ratio}"
             )
         self.encoder = Encoder(self.config, self.spec)
         self.decoder = Decoder(self.config, self.spec)
@@ -178,39 +195,68 @@ class VideoVAE(nn.Module):
             self.encoder.head.bias[self.config.channels :] = -6.0
 
     def posterior(
-        self, frames: Tensor, state: StreamState | None = None
+        self,
+        frames: Tensor,
+        state: StreamState | None = None,
+        *,
+        checkpoint_chunk: int | None = None,
     ) -> tuple[Posterior, StreamState]:
-        """Un-normalised posterior of a chunk of frames; without a state the chunk starts a clip."""
+        """Un-normalised posterior of a chunk of frames; without a state the chunk starts a clip.
+
+        `checkpoint_chunk`: as in `decode`, in latent frames.
+        """
+        group = self.spec.temporal_ratio
         num_frames = frames.shape[2] + (state is not None)  # a later chunk has 4n frames
         self.spec.check(num_frames, *frames.shape[3:])
-        return self.encoder(frames, state)
+        if checkpoint_chunk is None:
+            return self.encoder(frames, state)
+        first = group * checkpoint_chunk - (group - 1 if state is None else 0)
+        chunks = [frames[:, :, :first], *frames[:, :, first:].split(group * checkpoint_chunk, 2)]
+        posteriors, state = _recomputed(self.encoder, (c for c in chunks if c.shape[2]), state)
+        means, log_variances = zip(*posteriors, strict=True)
+        return Posterior(torch.cat(means, dim=2), torch.cat(log_variances, dim=2)), state
 
     def shortcut(self, frames: Tensor) -> Tensor:
         """Reconstruction of whole clips by the linear paths alone."""
         latents = self.encoder.shortcut(frames - 0.5, True)
         return self.decoder.shortcut(latents, Stream(None)) + 0.5
 
-    def forward(self, frames: Tensor, noise: Tensor) -> tuple[Tensor, Posterior]:
+    def forward(
+        self, frames: Tensor, noise: Tensor, *, checkpoint_chunk: int | None = None
+    ) -> tuple[Tensor, Posterior]:
         """The training pass: (reconstruction, posterior) of whole clips; `noise` [B, C, T, h, w] samples the posterior."""
-        posterior, _ = self.posterior(frames)
-        reconstruction, _ = self.decoder(posterior.sample(noise), None)
+        posterior, _ = self.posterior(frames, checkpoint_chunk=checkpoint_chunk)
+        sample = posterior.sample(noise)
+        reconstruction, _ = self._decode_part(sample, None, checkpoint_chunk=checkpoint_chunk)
         return reconstruction, posterior
 
     def encode_chunk(
-        self, frames: Tensor, state: StreamState | None = None
+        self,
+        frames: Tensor,
+        state: StreamState | None = None,
+        *,
+        checkpoint_chunk: int | None = None,
+        tiling: Tiling | None = None,
     ) -> tuple[Tensor, StreamState]:
         """Streaming `encode`: 1 + 4n frames first, then 4n with the state that the chunk before returned."""
-        posterior, state = self.posterior(frames, state)
-        return (posterior.mean - self._per_channel(self.latent_mean)) / self._per_channel(
+
+        def mean(part: Tensor, past: StreamState | None) -> tuple[Tensor, StreamState]:
+            posterior, past = self.posterior(part, past, checkpoint_chunk=checkpoint_chunk)
+            return posterior.mean, past
+
+        latents, state = self._in_tiles(mean, frames, state, tiling, encoding=True)
+        return (latents - self._per_channel(self.latent_mean)) / self._per_channel(
             self.latent_std
         ), state
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """[B, 3, F, H, W] in [0, 1] -> the posterior's mean, normalised, [B, C, T, h, w].
+    def encode(
+        self, frames: Tensor, *, checkpoint_chunk: int | None = None, tiling: Tiling | None = None
+    ) -> Tensor:
+        """[B, 3, F, H, W] in [0, 1] -> the posterior's mean, normalised, [B, C, T, h, w]; options as in `decode`.
 
-        Raises: UserError unless F = 1 + 4n and H, W are multiples of 16.
+        Raises: UserError unless F = 1 + 4n and H, W are multiples of 16 (of this VAE's ratios).
         """
-        return self.encode_chunk(frames)[0]
+        return self.encode_chunk(frames, checkpoint_chunk=checkpoint_chunk, tiling=tiling)[0]
 
     def decode(
         self,
@@ -218,6 +264,7 @@ class VideoVAE(nn.Module):
         state: StreamState | None = None,
         *,
         checkpoint_chunk: int | None = None,
+        tiling: Tiling | None = None,
     ) -> tuple[Tensor, StreamState]:
         """Normalised latents [B, C, T, h, w] -> (frames [B, 3, F, H, W], NOT clamped to [0, 1]; state).
 
@@ -227,20 +274,48 @@ class VideoVAE(nn.Module):
         Args:
             checkpoint_chunk: latent frames per chunk whose activations are recomputed in the backward pass instead of kept
                 (non-reentrant checkpointing); None keeps them all.
+            tiling: square tiles one after another; None decodes whole frames. All chunks of a clip take the same tiling.
         """
         latents = latents * self._per_channel(self.latent_std) + self._per_channel(self.latent_mean)
+        network = partial(self._decode_part, checkpoint_chunk=checkpoint_chunk)
+        return self._in_tiles(network, latents, state, tiling, encoding=False)
+
+    def _decode_part(
+        self, latents: Tensor, state: StreamState | None, *, checkpoint_chunk: int | None
+    ) -> tuple[Tensor, StreamState]:
         if checkpoint_chunk is None:
             return self.decoder(latents, state)
-        frames = []
-        for chunk in latents.split(checkpoint_chunk, dim=2):
-            decoded, state = checkpoint(self.decoder, chunk, state, use_reentrant=False)
-            frames.append(decoded)
-        assert state is not None
-        return torch.cat(frames, dim=2), state
+        chunks, state = _recomputed(self.decoder, latents.split(checkpoint_chunk, dim=2), state)
+        return torch.cat(chunks, dim=2), state
 
-    def reconstruct(self, frames: Tensor) -> Tensor:
+    def _in_tiles(
+        self,
+        network: Callable[[Tensor, StreamState | None], tuple[Tensor, StreamState]],
+        inputs: Tensor,
+        state: StreamState | None,
+        tiling: Tiling | None,
+        *,
+        encoding: bool,
+    ) -> tuple[Tensor, StreamState]:
+        if tiling is None:
+            return network(inputs, state)
+        ratio = self.spec.spatial_ratio
+        if encoding:  # a frame that does not fit the ratio is named before it is cut
+            self.spec.check(inputs.shape[2] + (state is not None), *inputs.shape[3:])
+        return run_tiled(
+            network,
+            inputs,
+            state,
+            tiling,
+            ratio=ratio,
+            halo=self.encoder.radius if encoding else self.decoder.radius,
+            scale_in=ratio if encoding else 1,
+            scale_out=1 if encoding else ratio,
+        )
+
+    def reconstruct(self, frames: Tensor, *, tiling: Tiling | None = None) -> Tensor:
         """Whole clips through the posterior's mean, not clamped."""
-        return self.decode(self.encode(frames))[0]
+        return self.decode(self.encode(frames, tiling=tiling), tiling=tiling)[0]
 
     def init_shortcut(
         self, clips: Sequence[Tensor], *, max_patches: int = 6144, seed: int = 0
@@ -296,3 +371,15 @@ class VideoVAE(nn.Module):
     @staticmethod
     def _per_channel(values: Tensor) -> Tensor:
         return values.view(1, -1, 1, 1, 1)
+
+
+def _recomputed(
+    network: nn.Module, chunks: Iterable[Tensor], state: StreamState | None
+) -> tuple[list[Any], StreamState]:
+    """Outputs of consecutive chunks whose activations are computed again in the backward pass, and the last state."""
+    outputs = []
+    for chunk in chunks:
+        output, state = checkpoint(network, chunk, state, use_reentrant=False)
+        outputs.append(output)
+    assert state is not None
+    return outputs, state

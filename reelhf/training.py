@@ -103,16 +103,31 @@ def run_identity(config: Config, *data: Any, free: frozenset[str] = frozenset())
     return content_hash(config.model_dump(mode="json", exclude=changeable), *data)
 
 
-def save_state(folder: Path, engine: Engine, ema: Ema | None, client: dict[str, Any]) -> None:
-    """Weights, optimizer, average and `client` as one checkpoint; every rank calls it inside `RunFolder.save_checkpoint`."""
+def save_state(
+    folder: Path,
+    engine: Engine,
+    ema: Ema | None,
+    client: dict[str, Any],
+    others: Mapping[str, Engine] | None = None,
+) -> None:
+    """Weights, optimizer, average and `client` as one checkpoint; every rank calls it inside `RunFolder.save_checkpoint`.
+
+    `others`: further engines of the run, each into a folder of its name.
+    """
     engine.save(folder / "engine", client)
+    for name, other in (others or {}).items():
+        other.save(folder / name, {})
     if ema is not None and is_main():
         torch.save(ema.state_dict(), folder / "ema.pt")
 
 
-def load_state(folder: Path, engine: Engine, ema: Ema | None) -> dict[str, Any]:
+def load_state(
+    folder: Path, engine: Engine, ema: Ema | None, others: Mapping[str, Engine] | None = None
+) -> dict[str, Any]:
     """Restore what `save_state` wrote; this rank's `client`."""
     client = engine.load(folder / "engine")
+    for name, other in (others or {}).items():
+        other.load(folder / name)
     if ema is not None:
         state = torch.load(folder / "ema.pt", map_location="cpu", weights_only=True)
         ema.load_state_dict(state)
@@ -136,6 +151,7 @@ class TrainLoop(Generic[M]):
     Args:
         ema_decay: of the averaged weights; None keeps no average.
         identity: see `run_identity`.
+        others: further engines of the run by name, such as an opponent's: saved and restored with it, stepped by the caller.
     Raises: UserError if the run folder holds a run of another identity.
     """
 
@@ -148,8 +164,10 @@ class TrainLoop(Generic[M]):
         *,
         identity: str,
         ema_decay: float | None = None,
+        others: Mapping[str, Engine] | None = None,
     ) -> None:
         self.run, self.config, self.identity = run, config, identity
+        self.others = others
         module.to(device())
         # before the engine, because ZeRO-3 splits the weights
         self.ema = None if ema_decay is None else Ema(module, ema_decay)
@@ -188,7 +206,7 @@ class TrainLoop(Generic[M]):
             client = {"identity": self.identity}
             self.run.save_checkpoint(
                 step + 1,
-                lambda folder: save_state(folder, self.engine, self.ema, client),
+                lambda folder: save_state(folder, self.engine, self.ema, client, self.others),
                 keep=KEPT_CHECKPOINTS,
             )
 
@@ -205,7 +223,8 @@ class TrainLoop(Generic[M]):
         if latest is None:
             return 0
         step, folder = latest
-        if load_state(folder, self.engine, self.ema)["identity"] != self.identity:
+        client = load_state(folder, self.engine, self.ema, self.others)
+        if client["identity"] != self.identity:
             raise UserError(
                 f"{self.run.path} holds a run with other settings or other clips; choose another --out, or delete it"
             )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from reelhf.errors import UserError
 VIDEO_SUFFIXES = (".mp4", ".webm", ".gif", ".mov", ".mkv", ".avi", ".m4v")
 MAX_FPS = 1000  # above this a container's rate is a time base, not a frame rate
 GIF_CENTISECONDS = Fraction(1, 100)  # the resolution of a GIF's frame delays
+CHUNK_FRAMES = 16
+"""Frames converted to pictures at a time."""
 MAX_READERS = 8
 """Files decoded at once."""
 CODECS: dict[str, tuple[str, str, dict[str, str]]] = {  # suffix -> codec, pixel format, options
@@ -140,7 +143,12 @@ def read_videos(paths: Iterable[str | Path]) -> Iterator[tuple[Tensor, float]]:
 
 
 def write_video(
-    path: str | Path, frames: Tensor, fps: float, *, crf: int = 14, preset: str = "medium"
+    path: str | Path,
+    frames: Tensor | Iterable[Tensor],
+    fps: float,
+    *,
+    crf: int = 14,
+    preset: str = "medium",
 ) -> None:
     """Encode a clip as .mp4 (H.264), .webm (VP9) or .gif; it appears whole or not at all.
 
@@ -148,26 +156,30 @@ def write_video(
     version. H.264 and VP9 need even sizes: an odd edge is repeated once.
 
     Args:
-        frames: `[3, F, H, W]`, float in [0, 1] (clamped) or uint8.
+        frames: `[3, F, H, W]`, float in [0, 1] (clamped) or uint8; or such chunks of one clip in order, each converted and
+            encoded before the next is asked for (a GIF, whose palette is the clip's, waits for all of them).
         fps: frames per second, above 0.
         crf: quality, 0 is lossless, 14 looks lossless, 51 is worst; a GIF ignores it.
         preset: x264's trade of time for size, "ultrafast" to "veryslow"; other codecs ignore it.
     """
     path = Path(path)
-    if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[1] == 0:
-        raise ValueError(f"expected frames [3, F, H, W] with F > 0, got {tuple(frames.shape)}")
     if fps <= 0:
         raise ValueError(f"expected fps > 0, got {fps}")
     if path.suffix.lower() not in CODECS:
         raise UserError(f"cannot write {path}: expected a name ending in {', '.join(CODECS)}.")
-    pictures = _to_pictures(frames, even=path.suffix.lower() != ".gif")
+    chunks = frames.split(CHUNK_FRAMES, dim=1) if isinstance(frames, Tensor) else frames
+    is_gif = path.suffix.lower() == ".gif"
+    pictures = (picture for chunk in chunks for picture in _to_pictures(chunk, even=not is_gif))
+    first = next(pictures, None)
+    if first is None:
+        raise ValueError("expected frames [3, F, H, W] with F > 0, got none")
     aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix.lower()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() == ".gif":
-            _encode_gif(aside, pictures, fps)
+        if is_gif:
+            _encode_gif(aside, [first, *pictures], fps)
         else:
-            _encode(aside, pictures, fps, crf, preset)
+            _encode(aside, chain([first], pictures), first.shape[:2], fps, crf, preset)
         os.replace(aside, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
@@ -178,6 +190,8 @@ def write_video(
 
 def _to_pictures(frames: Tensor, *, even: bool) -> np.ndarray:
     """uint8 `[F, H, W, 3]`, padded to even sides if asked."""
+    if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[1] == 0:
+        raise ValueError(f"expected frames [3, F, H, W] with F > 0, got {tuple(frames.shape)}")
     frames = frames.detach().cpu()
     if frames.is_floating_point():
         frames = frames.float().clamp(0, 1).mul(255).round().to(torch.uint8)
@@ -188,7 +202,15 @@ def _to_pictures(frames: Tensor, *, even: bool) -> np.ndarray:
     return pictures
 
 
-def _encode(path: Path, pictures: np.ndarray, fps: float, crf: int, preset: str) -> None:
+def _encode(
+    path: Path,
+    pictures: Iterable[np.ndarray],
+    size: tuple[int, ...],
+    fps: float,
+    crf: int,
+    preset: str,
+) -> None:
+    """Pictures [H, W, 3] of `size` (H, W), read one at a time."""
     codec, pixel_format, options = CODECS[path.suffix]
     if codec == "libx264":
         options = {**options, "preset": preset}
@@ -196,7 +218,7 @@ def _encode(path: Path, pictures: np.ndarray, fps: float, crf: int, preset: str)
     container_options = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options={"fflags": "+bitexact", **container_options}) as container:
         stream: Any = container.add_stream(codec, rate=rate, options={**options, "crf": str(crf)})
-        stream.height, stream.width = pictures.shape[1:3]
+        stream.height, stream.width = size
         stream.pix_fmt = pixel_format
         context = stream.codec_context
         context.thread_count = 1  # the bitstream depends on the number of threads
@@ -227,9 +249,9 @@ def _mux(container: Any, plain: Any, packets: Any) -> None:
             container.mux(packet)
 
 
-def _encode_gif(path: Path, pictures: np.ndarray, fps: float) -> None:
+def _encode_gif(path: Path, pictures: list[np.ndarray], fps: float) -> None:
     """One palette for the whole clip; delays alternate so that the mean rate is exact."""
-    height, width = pictures.shape[1:3]
+    height, width = pictures[0].shape[:2]
     graph = av.filter.Graph()
     source = graph.add_buffer(
         width=width, height=height, format=av.VideoFormat("rgb24"), time_base=GIF_CENTISECONDS

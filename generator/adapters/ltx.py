@@ -31,6 +31,7 @@ class LTXBackbone(DiffusersBackbone):
     default_guidance = 3.0
     max_tokens = 128
     takes_image = True
+    decodes_in_chunks = False
 
     def make_spec(self) -> PatchedSpec:
         vae, transformer = self.pipe.vae, self.pipe.transformer.config

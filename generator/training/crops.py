@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from generator.base import BackboneSpec
 from reelhf.clips import load_folder_windows, resize_frames
 from reelhf.engine import device
 from reelhf.errors import UserError
@@ -30,6 +31,12 @@ def median_colour(frames: Tensor) -> Tensor:
 def foreground_distance(frames: Tensor) -> Tensor:
     """Largest difference over channels from the clip's median colour, [B, 1, F, H, W]."""
     return (frames - median_colour(frames)).abs().amax(1, keepdim=True)
+
+
+def frames_at(clips: Tensor, picks: Tensor) -> Tensor:
+    """The picked frames [B, n] of clips [B, 3, F, H, W], [B, 3, n, H, W]."""
+    index = picks[:, None, :, None, None].expand(-1, clips.shape[1], -1, *clips.shape[3:])
+    return clips.gather(2, index)
 
 
 def split_windows(
@@ -84,10 +91,12 @@ class SizedClips:
 
 
 class CropStream:
-    """Batches of crops as a function of the step alone."""
+    """Batches of crops, clips or at some steps images, as a function of the step alone."""
 
     def __init__(self, config: VAETrainConfig, full: SizedClips, half: SizedClips) -> None:
         self.config, self.full, self.half = config, full, half
+        vae = config.vae
+        self.spec = BackboneSpec(vae.channels, vae.temporal_ratio, vae.spatial_ratio)
         self.split = BatchSplit(config.batch_size)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,11 +104,25 @@ class CropStream:
         seeds = [position_seed(self.config.seed, p) for p in self.split.positions(step)]
         crops, medians = zip(*(self._crop(random.Random(seed)) for seed in seeds), strict=True)
         frames, median = torch.stack(crops).float() / 255, torch.stack(medians).float() / 255
+        if self.is_image_step(step):
+            frames = frames_at(frames, self.picks(step, 1, frames.shape[2]))
         distance = (frames - median).abs().amax(1, keepdim=True)
-        size, channels = frames.shape[-1] // 16, self.config.vae.channels
-        shape = (channels, 1 + (frames.shape[2] - 1) // 4, size, size)
+        shape = self.spec.latent_shape(*frames.shape[2:])
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
         return frames.to(device()), distance.to(device()), torch.stack(noise).to(device())
+
+    def is_image_step(self, step: int) -> bool:
+        """Whether every process's crops of this step are images, single frames."""
+        share = self.config.image_fraction
+        return share > 0 and random.Random(f"image {self.config.seed} {step}").random() < share
+
+    def picks(self, step: int, count: int, num_frames: int) -> Tensor:
+        """`count` random frames of each of this rank's crops, long [b, count]."""
+        rows = []
+        for position in self.split.positions(step):
+            rng = random.Random(f"frames {self.config.seed} {position}")
+            rows.append([rng.randrange(num_frames) for _ in range(count)])
+        return torch.tensor(rows)
 
     def _crop(self, rng: random.Random) -> tuple[Tensor, Tensor]:
         """One uint8 crop [3, F, s, s] and its clip's median colour [3, 1, 1, 1]."""

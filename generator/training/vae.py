@@ -12,22 +12,26 @@ not on hundreds of clips in a minute.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from generator.training.crops import (
-    FOREGROUND_DISTANCE,
-    CropStream,
-    SizedClips,
-    foreground_distance,
-    split_windows,
+from generator.reconstruction import (
+    REPORT_NAME,
+    Reconstruction,
+    measure_reconstruction,
+    write_report,
 )
+from generator.training.adversary import AddedTerms, AdversarialConfig, Example
+from generator.training.crops import CropStream, SizedClips, split_windows
+from generator.training.discriminators import smallest_side
+from generator.training.perceptual import PerceptualConfig
+from generator.training.vae_losses import VAELossConfig, head_inputs, pulled, vae_loss
 from generator.vae import VAEConfig, VideoVAE
 from reelhf.config import Config
 from reelhf.engine import (
@@ -35,27 +39,12 @@ from reelhf.engine import (
     OptimizerConfig,
     device,
     init_distributed,
+    is_main,
     seed_everything,
 )
 from reelhf.errors import UserError
 from reelhf.run import RunFolder, seal
 from reelhf.training import TrainLoop, mean_over_processes, run_identity
-
-
-class VAELossConfig(Config):
-    """Weights of the terms."""
-
-    mse: float = Field(1.0, ge=0)
-    """Squared error. It leads here: an L1 error has its optimum at the median, which for a small moving actor is the
-    background, and training stays there for hundreds of steps."""
-    l1: float = Field(0.1, ge=0)
-    """Absolute error."""
-    edge: float = Field(0.0, ge=0)
-    """Absolute error of the spatial differences between neighbouring pixels."""
-    kl: float = Field(1e-6, ge=0)
-    """Divergence from N(0, 1) per latent element."""
-    foreground: float = Field(1.0, ge=0)
-    """Extra weight of pixels unlike their clip's median colour, in the first three."""
 
 
 class VAETrainConfig(Config):
@@ -67,11 +56,11 @@ class VAETrainConfig(Config):
     vae: VAEConfig = VAEConfig()
     """Widths of the network."""
     num_frames: PositiveInt = 9
-    """Frames per clip, 1 + 4n, at least 5."""
+    """Frames per clip, 1 + 4n, at least 5 (of this VAE's temporal ratio)."""
     height: PositiveInt = 128
-    """Pixels of the refined size, a multiple of 32."""
+    """Pixels of the refined size, a multiple of twice the spatial ratio."""
     width: PositiveInt = 128
-    """Pixels of the refined size, a multiple of 32."""
+    """Pixels of the refined size, a multiple of twice the spatial ratio."""
     fps: PositiveFloat = 8.0
     """Frames per second of the clips."""
     max_clips: PositiveInt = 768
@@ -84,7 +73,7 @@ class VAETrainConfig(Config):
     batch_size: PositiveInt = 12
     """Crops per optimizer step over all processes."""
     crop: PositiveInt = 32
-    """Side of a training crop in pixels, a multiple of 16; whole clips where they are smaller."""
+    """Side of a training crop in pixels, a multiple of the spatial ratio; whole clips where they are smaller."""
     full_size_fraction: float = Field(0.3, ge=0, le=1)
     """Share of crops from clips of the refined size; the others are from half of it."""
     foreground_fraction: float = Field(0.85, ge=0, le=1)
@@ -92,7 +81,15 @@ class VAETrainConfig(Config):
     augment: bool = True
     """Mirror, transpose and reverse crops in time, and permute their colour channels: a few hundred clips are few."""
     loss: VAELossConfig = VAELossConfig()
-    """Weights of the terms."""
+    """Weights of the terms that compare pixels, and of the divergence."""
+    perceptual: PerceptualConfig = PerceptualConfig()
+    """A distance of features."""
+    adversarial: AdversarialConfig = AdversarialConfig()
+    """Discriminators of frames and clips."""
+    image_fraction: float = Field(0.0, ge=0, le=1)
+    """Share of the steps whose batch is images (single frames) in place of clips."""
+    checkpoint_chunk: PositiveInt | None = None
+    """Latent frames per chunk whose activations are recomputed in the backward pass; none keeps them all."""
     optimizer: OptimizerConfig = OptimizerConfig(lr=2e-3, weight_decay=0.0, warmup_steps=10)
     """AdamW on the residual path."""
     ema_decay: float = Field(0.95, ge=0, lt=1)
@@ -104,37 +101,23 @@ class VAETrainConfig(Config):
     seed: int = 0
     """Of weights, noise and order."""
 
-
-def psnr(mean_squared_error: float) -> float:
-    """Peak signal-to-noise ratio in dB of values in [0, 1]."""
-    return -10 * math.log10(max(mean_squared_error, 1e-10))
-
-
-def vae_loss(
-    reconstruction: Tensor, frames: Tensor, kl: Tensor, foreground: Tensor, config: VAELossConfig
-) -> Tensor:
-    """Weighted sum of the terms, a scalar.
-
-    Args:
-        reconstruction, frames: [B, 3, F, H, W].
-        kl: scalar, nats per latent element.
-        foreground: `foreground_distance` of the whole clips at the crops, [B, 1, F, H, W].
-    """
-    weight = 1 + config.foreground * (foreground > FOREGROUND_DISTANCE).to(frames)
-    error = reconstruction - frames
-    loss = config.mse * (weight * error.square()).mean() + config.l1 * (weight * error.abs()).mean()
-    if config.edge:
-        for axis in (3, 4):
-            along = weight.narrow(axis, 1, weight.shape[axis] - 1)
-            loss = loss + config.edge * (along * error.diff(dim=axis).abs()).mean()
-    return loss + config.kl * kl
+    @model_validator(mode="after")
+    def _added_terms_have_what_they_need(self) -> VAETrainConfig:
+        matching = self.perceptual.weight and self.perceptual.kind == "discriminator_features"
+        if matching and not self.adversarial.weight:
+            raise ValueError(
+                "perceptual.kind 'discriminator_features' compares what the discriminators see; give adversarial.weight above 0"
+            )
+        if self.adversarial.weight and self.zero_stage == 3:
+            raise ValueError("adversarial training runs at zero_stage 0 to 2, not 3")
+        return self
 
 
 def train_vae(config: VAETrainConfig, clips: Path, out: Path) -> Path:
     """Train a VAE on a folder of clips; resumes from the run folder's last checkpoint.
 
     Logs PSNR and foreground PSNR in dB of held-out clips at both sizes: of the shortcuts alone before the first step, and of
-    the averaged weights after the last.
+    the averaged weights after the last, with SSIM and flicker and into `out/vae_report.json` too.
 
     Returns: the VAE folder, `out/vae`.
     """
@@ -145,6 +128,7 @@ def train_vae(config: VAETrainConfig, clips: Path, out: Path) -> Path:
     held_out, training = split_windows(config, clips)
     stream = CropStream(config, *map(SizedClips.of, training))
     run = RunFolder.open(out, config)
+    added = AddedTerms(config, stream.split.micro_batch_size)
 
     # 1. The linear shortcuts, in closed form; what is trained is the residual path.
     vae.init_shortcut([frames[:256].float() / 255 for frames in training], seed=config.seed)
@@ -157,28 +141,51 @@ def train_vae(config: VAETrainConfig, clips: Path, out: Path) -> Path:
         EngineConfig(zero_stage=config.zero_stage, micro_batch_size=stream.split.micro_batch_size),
         ema_decay=config.ema_decay,
         identity=run_identity(config, len(training[0])),
+        others=added.engines,
     )
+
+    def measured(rebuild: Callable[[Tensor], Tensor], prefix: str, **options: bool) -> dict:
+        rows = [measure_reconstruction(rebuild, sized, **options) for sized in held_out]
+        if prefix == "held_out" and is_main():
+            write_report(run.path / REPORT_NAME, rows, clips=clips.name)
+        return held_out_figures(rows, prefix)
+
     if loop.first_step == 0:
-        figures = reconstruction_figures(loop.averaged.shortcut, held_out, "shortcut")
+        figures = measured(loop.averaged.shortcut, "shortcut", psnr_only=True)
         if config.num_steps == 0:
-            figures |= reconstruction_figures(loop.averaged.reconstruct, held_out, "held_out")
+            figures |= measured(loop.averaged.reconstruct, "held_out")
         run.log(0, figures)
 
     for step in loop.steps("training the VAE"):
         # 2. Rebuild crops through a sample of the posterior.
         frames, foreground, noise = stream.batch(step)
-        reconstruction, posterior = loop.engine(frames, noise)
+        watched = head_inputs(loop.engine.module.decoder) if added.present(step) else nullcontext()
+        with watched as seen:
+            reconstruction, posterior = loop.engine(
+                frames, noise, checkpoint_chunk=config.checkpoint_chunk
+            )
         kl = posterior.kl()
-        loss = vae_loss(reconstruction, frames, kl, foreground, config.loss)
-        update = loop.update(loss)
+        metrics: dict[str, float] = {}
+        if seen is None:
+            loss = vae_loss(reconstruction, frames, kl, foreground, config.loss)
+            update = loop.update(loss)
 
-        # 3. Report, after the last step also on the held-out clips; save when due.
-        metrics = {"loss": mean_over_processes(loss), "kl": mean_over_processes(kl), **update}
+        # 3. With a perceptual or adversarial term: every pull on a leaf, one backward pass with their sum, the opponents' turn.
+        else:
+            picks = stream.picks(step, config.perceptual.frames_per_clip, frames.shape[2])
+            example = Example(frames, foreground, picks.to(frames.device))
+            pull = added.pull(step, reconstruction, example, loop.engine.module.decoder.head, seen)
+            loss = pull.value + config.loss.kl * kl.detach()
+            update = loop.update(pulled(reconstruction, pull.cotangent) + config.loss.kl * kl)
+            metrics = pull.metrics | added.learn(step, reconstruction, example)
+
+        # 4. Report, after the last step also on the held-out clips; save when due.
+        metrics |= {"loss": mean_over_processes(loss), "kl": mean_over_processes(kl), **update}
         if loop.is_last(step):
-            metrics |= reconstruction_figures(loop.averaged.reconstruct, held_out, "held_out")
+            metrics |= measured(loop.averaged.reconstruct, "held_out")
         loop.end_step(step, metrics)
 
-    # 4. Keep the averaged weights, and with them the scale of their latents.
+    # 5. Keep the averaged weights, and with them the scale of their latents.
     trained = loop.averaged
     trained.set_latent_statistics([posterior_means(trained, frames) for frames in training])
     return loop.save_model("vae", lambda folder: seal(trained.save(folder)))
@@ -186,10 +193,21 @@ def train_vae(config: VAETrainConfig, clips: Path, out: Path) -> Path:
 
 def check_sizes(config: VAETrainConfig, vae: VideoVAE) -> None:
     """UserError unless the VAE takes clips of the refined size and of half of it."""
-    if config.num_frames < 5:
-        raise UserError(f"num_frames {config.num_frames}: the VAE learns from at least 5 frames")
+    fewest = 1 + vae.spec.temporal_ratio
+    if config.num_frames < fewest:
+        raise UserError(
+            f"num_frames {config.num_frames}: the VAE learns from at least {fewest} frames"
+        )
     vae.spec.check(config.num_frames, config.height, config.width)
     vae.spec.check(config.num_frames, config.height // 2, config.width // 2)
+    side = min(config.crop, config.height // 2, config.width // 2)
+    vae.spec.check(config.num_frames, side, side)
+    networks = config.adversarial.discriminators
+    needed = smallest_side(max(networks.image_layers, networks.video_layers))
+    if config.adversarial.weight and side < needed:
+        raise UserError(
+            f"crops of {side} pixels are too small for these discriminators, which need {needed}; take fewer layers or larger crops"
+        )
 
 
 @torch.no_grad()
@@ -199,22 +217,10 @@ def posterior_means(vae: VideoVAE, frames: Tensor, *, limit: int = 128) -> Tenso
     return torch.cat([vae.posterior(chunk.to(device()).float() / 255)[0].mean for chunk in chunks])
 
 
-@torch.no_grad()
-def reconstruction_figures(
-    rebuild: Callable[[Tensor], Tensor], held_out: Sequence[Tensor], prefix: str
-) -> dict[str, float]:
-    """`<prefix>/psnr` and `<prefix>/foreground_psnr` in dB of uint8 clips at the refined size, `half_size_` ones at half of it."""
-    figures = {}
-    for size, clips in zip(("", "half_size_"), held_out, strict=True):
-        squared = foreground_squared = count = 0.0
-        for chunk in clips.split(8):
-            frames = chunk.to(device()).float() / 255
-            error = (rebuild(frames).clamp(0, 1) - frames).square().mean(1, keepdim=True)
-            foreground = foreground_distance(frames) > FOREGROUND_DISTANCE
-            squared += error.mean().item() * len(chunk)
-            foreground_squared += error[foreground].sum().item()
-            count += foreground.sum().item()
-        figures[f"{prefix}/{size}psnr"] = psnr(squared / len(clips))
-        if count:
-            figures[f"{prefix}/{size}foreground_psnr"] = psnr(foreground_squared / count)
-    return figures
+def held_out_figures(rows: Sequence[Reconstruction], prefix: str) -> dict[str, float]:
+    """`<prefix>/psnr` and so on of clips at the refined size, `<prefix>/half_size_psnr` of those at half of it."""
+    return {
+        f"{prefix}/{size}{name}": value
+        for size, row in zip(("", "half_size_"), rows, strict=True)
+        for name, value in row.figures().items()
+    }

@@ -26,6 +26,30 @@ def fails(capsys, *words: object) -> str:
     return error
 
 
+def test_clips_are_decoded_in_chunks_and_tiles_into_their_files(tiny_generator, tmp_path, capsys):
+    backbone = tiny_generator("base", 160)
+    backbone.save(tmp_path / "base")
+    sample = ["generator", "sample", tmp_path / "base", "--prompt", "a red circle"]
+    ways = {"whole": [], "chunks": ["--decode-chunk", "1"], "tiles": ["--tile", "128"]}
+    ways["tiled chunks"] = ["--tile", "128", "--decode-chunk", "1"]
+    clips = {}
+    for name, options in ways.items():
+        main([str(word) for word in [*sample, *options, "--out", tmp_path / name]])
+        clips[name] = read_video(tmp_path / name / "0000_seed0.mp4")[0].float()
+    write_video(tmp_path / "expected.mp4", backbone.sample("a red circle")[0], backbone.fps)
+    expected = read_video(tmp_path / "expected.mp4")[0].float()
+    for name, clip in clips.items():
+        assert (clip - expected).abs().mean() < 0.1, name
+    capsys.readouterr()
+    out = ["--out", tmp_path / "none"]
+    assert "tile size 40 is not a multiple of 16" in fails(capsys, *sample, "--tile", "40", *out)
+    assert "cannot overlap by 48" in fails(
+        capsys, *sample, "--tile", "64", "--tile-overlap", "48", *out
+    )
+    assert "--tile-overlap without --tile" in fails(capsys, *sample, "--tile-overlap", "16", *out)
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("name", ["base_toy", "base_smoke", "refiner_toy", "refiner_smoke"])
 def test_every_denoiser_yaml_loads(name, capsys):
     config = load_config(DenoiserTrainConfig, CONFIGS / "generator" / f"{name}.yaml")
@@ -116,3 +140,64 @@ def test_bad_input_is_one_line_and_exit_code_two(tiny_generator, tmp_path, capsy
     assert "not a generator folder" in fails(
         capsys, "generator", "sample", tmp_path, "--prompt", "x", *out
     )
+
+
+def test_a_vae_report_prints_and_keeps_what_it_measured(
+    tiny_generator, tiny_clips, tmp_path, capsys
+):
+    backbone = tiny_generator("base", 32)
+    backbone.save(tmp_path / "base")
+    words = ["generator", "vae-report", tmp_path / "base", "--clips", tiny_clips]
+    size = ["--num-frames", "5", "--height", "48", "--width", "64", "--max-clips", "6"]
+    out = tmp_path / "report.json"
+    main([str(word) for word in [*words, *size, "--out", out]])
+    said = capsys.readouterr().out
+    report = json.loads(out.read_text())
+    (row,) = report["reconstructions"]
+    assert (row["clips"], row["num_frames"], row["height"], row["width"]) == (6, 5, 48, 64)
+    assert f"6 clips of 5 frames at 48x64: PSNR {row['psnr']:.2f} dB" in said
+    assert f"SSIM {row['ssim']:.4f}" in said and f"flicker {row['flicker']:.2f} of 255" in said
+    assert report["clips"] == str(tiny_clips) and report["fps"] == 8.0
+
+    backbone.vae.save(tmp_path / "vae")  # the VAE's own folder, and images
+    words[2] = tmp_path / "vae"
+    main([str(word) for word in [*words, *size[2:], "--num-frames", "1", "--out", out]])
+    (image,) = json.loads(out.read_text())["reconstructions"]
+    assert image["flicker"] is None and image["num_frames"] == 1
+
+    capsys.readouterr()
+    assert "height 50 is not" in fails(capsys, *words, "--height", "50", "--out", out)
+    assert "there is no such folder" in fails(capsys, *words[:4], tmp_path / "none")
+    assert "--fps 0.0; expected" in fails(capsys, *words, "--fps", "0")
+    words[2] = tiny_clips
+    assert "is not a VAE folder: vae.json is missing" in fails(capsys, *words, *size)
+
+
+def test_training_a_vae_ends_with_its_report(tiny_clips, tmp_path, capsys):
+    config = ["configs/generator/vae_smoke.yaml", "num_steps=1", "batch_size=2"]
+    main(["generator", "train", *config, "--clips", str(tiny_clips), "--out", str(tmp_path / "v")])
+    said = capsys.readouterr().out
+    rows = json.loads((tmp_path / "v" / "vae_report.json").read_text())["reconstructions"]
+    assert [row["height"] for row in rows] == [64, 32]
+    for row in rows:
+        assert f"at {row['height']}x{row['width']}: PSNR {row['psnr']:.2f} dB" in said
+
+
+@pytest.mark.realdata
+def test_real_footage_is_rebuilt_by_a_vae_that_saw_a_little_of_it(real_data, tmp_path, capsys):
+    """Fitted and trained for a few steps on windows of three clips; those of the fourth are held out."""
+    config = ["configs/generator/vae_smoke.yaml", "num_steps=10", "max_clips=64"]
+    main(
+        [
+            "generator",
+            "train",
+            *config,
+            "--clips",
+            str(real_data / "clips"),
+            "--out",
+            str(tmp_path / "v"),
+        ]
+    )
+    rows = json.loads((tmp_path / "v" / "vae_report.json").read_text())["reconstructions"]
+    print(capsys.readouterr().out)
+    assert rows[0]["psnr"] > 20 and rows[0]["ssim"] > 0.6

@@ -11,12 +11,8 @@ import torch
 from generator.text import TextEncoder, TextEncoderConfig
 from generator.training.crops import foreground_distance
 from generator.training.text import TextTrainConfig, train_text_encoder
-from generator.training.vae import (
-    VAELossConfig,
-    VAETrainConfig,
-    train_vae,
-    vae_loss,
-)
+from generator.training.vae import VAETrainConfig, train_vae
+from generator.training.vae_losses import VAELossConfig, vae_loss
 from generator.vae import VAEConfig, VideoVAE
 from reelhf.engine import OptimizerConfig
 from reelhf.errors import UserError

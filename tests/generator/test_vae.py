@@ -20,6 +20,7 @@ TINY = VAEConfig(
     decoder_fine_blocks=2,
 )
 CHUNKINGS = [(1, 3), (1, 1, 1, 1), (2, 2), (3, 1)]
+RATIOS = [(4, 16, 2), (4, 8, 4), (2, 8, 4), (8, 16, 4), (4, 4, 4)]  # temporal, spatial, fine size
 
 
 @pytest.fixture
@@ -80,14 +81,59 @@ def test_any_chunking_decodes_the_same_frames_and_gradients(vae, chunking):
 
 
 @pytest.mark.parametrize("chunking", CHUNKINGS)
-def test_any_chunking_encodes_the_same_latents(vae, chunking):
-    clip, latents, state = _clip(13), [], None
+def test_any_chunking_encodes_the_same_latents_and_gradients(vae, chunking):
+    clip, weight = _clip(13), torch.randn(2, 8, 4, 2, 2)
     sizes = [4 * n for n in chunking]
     sizes[0] -= 3
-    for chunk in clip.split(sizes, dim=2):
-        encoded, state = vae.encode_chunk(chunk, state)
-        latents.append(encoded)
-    torch.testing.assert_close(torch.cat(latents, dim=2), vae.encode(clip), rtol=1e-5, atol=1e-5)
+    results = []
+    for parts in ([13], sizes):
+        leaf, latents, state = clip.clone().requires_grad_(True), [], None
+        for chunk in leaf.split(parts, dim=2):
+            encoded, state = vae.encode_chunk(chunk, state)
+            latents.append(encoded)
+        vae.zero_grad()
+        (torch.cat(latents, dim=2) * weight).sum().backward()
+        parameters = [vae.encoder.fine[0].conv.weight, vae.encoder.coarse[0].out.weight]
+        results.append(
+            [torch.cat(latents, dim=2).detach(), leaf.grad, *(p.grad.clone() for p in parameters)]
+        )
+    for whole, chunked in zip(*results, strict=True):
+        torch.testing.assert_close(whole, chunked, rtol=1e-5, atol=1e-5 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize(("group", "size", "fine"), RATIOS)
+def test_other_compression_ratios_stream_and_stay_causal(group, size, fine):
+    torch.manual_seed(0)
+    config = {"temporal_ratio": group, "spatial_ratio": size, "fine_size": fine}
+    vae = VideoVAE(VAEConfig(**{**TINY.model_dump(), **config}))
+    num_frames, side = 1 + 3 * group, 2 * size
+    clip = torch.rand(1, 3, num_frames, side, side)
+    latents = vae.encode(clip)
+    assert latents.shape == (1, 8, 4, 2, 2)
+    assert vae.encode(clip[:, :, :1]).shape == (1, 8, 1, 2, 2)
+    start, state = vae.encode_chunk(clip[:, :, : 1 + group])
+    rest, _ = vae.encode_chunk(clip[:, :, 1 + group :], state)
+    torch.testing.assert_close(torch.cat([start, rest], 2), latents, rtol=1e-5, atol=1e-5)
+    later = clip.clone()
+    later[:, :, 1 + group :] = 0
+    assert torch.equal(vae.encode(later)[:, :, :2], latents[:, :, :2])
+    frames, _ = vae.decode(latents)
+    assert frames.shape == clip.shape
+    chunked = _decode_in_chunks(vae, latents, (1, 2, 1))
+    torch.testing.assert_close(chunked, frames, rtol=1e-5, atol=1e-5)
+
+
+def test_a_fine_size_that_does_not_divide_the_ratio_is_refused():
+    with pytest.raises(UserError, match="fine_size 6: it must divide the spatial ratio 16"):
+        VideoVAE(VAEConfig(fine_size=6))
+
+
+def test_the_gradient_reaches_an_earlier_chunk_through_the_state(vae):
+    first = torch.randn(1, 8, 1, 2, 2, requires_grad=True)
+    _, state = vae.decode(first)
+    frames, _ = vae.decode(torch.randn(1, 8, 1, 2, 2), state)
+    frames.square().sum().backward()
+    assert first.grad.abs().max() > 0
 
 
 def test_a_chunk_starting_from_cut_state_has_the_gradient_of_the_whole(vae):
@@ -112,17 +158,49 @@ def test_a_chunk_starting_from_cut_state_has_the_gradient_of_the_whole(vae):
     )
 
 
-def test_checkpointing_per_chunk_changes_neither_frames_nor_gradients(vae):
-    gradients = []
-    for chunk in (None, 1, 2):
-        latents = torch.randn(
-            1, 8, 3, 2, 2, generator=torch.Generator().manual_seed(1)
-        ).requires_grad_(True)
-        frames, _ = vae.decode(latents, checkpoint_chunk=chunk)
-        frames.square().sum().backward()
-        gradients.append(latents.grad)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_checkpointing_per_chunk_changes_neither_frames_nor_gradients(vae, chunk):
+    clip, noise = _clip(13), torch.randn(2, 8, 4, 2, 2)
+    results = []
+    for checkpoint_chunk in (None, chunk):
+        leaf = clip.clone().requires_grad_(True)
+        vae.zero_grad()
+        reconstruction, posterior = vae(leaf, noise, checkpoint_chunk=checkpoint_chunk)
+        (reconstruction.square().sum() + posterior.kl()).backward()
+        parameters = [p.grad for p in vae.parameters() if p.grad is not None]
+        results.append([reconstruction.detach(), leaf.grad, *parameters])
+    assert len(results[0]) == len(results[1]) > 20
+    for kept, recomputed in zip(*results, strict=True):
+        atol = 1e-5 * float(kept.abs().max())
+        torch.testing.assert_close(kept, recomputed, rtol=1e-5, atol=atol)
+
+
+@pytest.mark.parametrize(("chunk", "forwards"), [(None, 1), (2, 2), (1, 4)])
+def test_checkpointing_really_computes_each_chunk_again(vae, chunk, forwards):
+    calls = {"encoder": 0, "decoder": 0}
+    for (
+        name
+    ) in calls:  # recomputation stops once it has what backward needs, before the head returns
+        getattr(vae, name).coarse[0].register_forward_hook(
+            lambda *_, name=name: calls.update({name: calls[name] + 1})
+        )
+    reconstruction, posterior = vae(_clip(13), torch.randn(2, 8, 4, 2, 2), checkpoint_chunk=chunk)
+    assert calls == {"encoder": forwards, "decoder": forwards}
+    (reconstruction.sum() + posterior.mean.sum()).backward()
+    again = 1 if chunk is None else 2
+    assert calls == {"encoder": again * forwards, "decoder": again * forwards}
+
+
+def test_checkpointing_keeps_fewer_activations(vae):
+    def kept(chunk: int | None) -> int:
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            vae(_clip(13), torch.randn(2, 8, 4, 2, 2), checkpoint_chunk=chunk)
+        return sum(sizes)
+
+    assert kept(1) < 0.2 * kept(None)
 
 
 def test_a_later_frame_changes_no_earlier_latent(vae):

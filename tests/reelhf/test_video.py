@@ -6,6 +6,7 @@ import av
 import pytest
 import torch
 
+from reelhf import video
 from reelhf.errors import UserError
 from reelhf.video import iterate_frames, probe_video, read_video, write_video
 
@@ -51,6 +52,36 @@ def test_the_frame_asked_for_is_the_frame_returned(tmp_path, suffix):
         for picture in iterate_frames(tmp_path / f"a.{suffix}", indices=[1, 1, 7, 11])
     ]
     assert picked == pytest.approx(levels[[1, 7, 11]].tolist(), abs=0.02)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "webm", "gif"])
+def test_chunks_of_a_clip_write_the_bytes_of_the_whole(tmp_path, suffix):
+    frames = moving_bar(num_frames=37, height=47)
+    write_video(tmp_path / f"whole.{suffix}", frames, 8)
+    write_video(tmp_path / f"chunks.{suffix}", iter(frames.split([1, 4, 20, 12], dim=1)), 8)
+    whole, chunks = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("whole", "chunks"))
+    assert whole == chunks
+
+
+def test_a_chunk_is_asked_for_only_when_the_one_before_is_written(tmp_path, monkeypatch):
+    events, to_pictures = [], video._to_pictures
+    monkeypatch.setattr(
+        video, "_to_pictures", lambda *a, **k: events.append("converted") or to_pictures(*a, **k)
+    )
+
+    def chunks():
+        for chunk in moving_bar(num_frames=9).split(3, dim=1):
+            events.append("asked")
+            yield chunk
+
+    write_video(tmp_path / "a.mp4", chunks(), 8)
+    assert events == ["asked", "converted"] * 3
+
+
+def test_no_chunk_at_all_is_an_error_and_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="got none"):
+        write_video(tmp_path / "a.mp4", iter(()), 8)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_uint8_and_float_write_the_same_bytes_every_time(tmp_path):
