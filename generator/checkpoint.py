@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from generator.base import BackboneSpec, Condition, Role, SamplerSpec, Task
 from generator.dit import DiT, DiTConfig
 from generator.guidance import GuidedVelocity
 from generator.sampling import SamplesClips
+from generator.shots import encode_shots
 from generator.text import TextEncoder
 from generator.vae import VideoVAE
 from reelhf.errors import UserError
@@ -82,7 +83,13 @@ class DiTGenerator(GuidedVelocity, SamplesClips):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        return self.text.encode(list(prompts)).to(self.device)
+        condition = encode_shots(
+            self.text.encode,
+            prompts,
+            self.frame_shape[0],
+            temporal_ratio=self.spec.temporal_ratio,
+        )
+        return condition.to(self.device)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -109,9 +116,15 @@ class DiTGenerator(GuidedVelocity, SamplesClips):
             task.condition_mask,
             *low_res,
         )
+        options: dict[str, Any] = {}
+        if condition.token_shots is not None:
+            options = {
+                "token_shots": condition.token_shots,
+                "shot_starts": condition.shot_starts,
+            }
         if features:
-            return denoiser(noisy, sigma, *inputs, features=tuple(features))
-        return denoiser(noisy, sigma, *inputs).float()
+            return denoiser(noisy, sigma, *inputs, features=tuple(features), **options)
+        return denoiser(noisy, sigma, *inputs, **options).float()
 
     def text_to_video_task(self, batch: int, num_frames: int, height: int, width: int) -> Task:
         channels, *grid = self.spec.latent_shape(num_frames, height, width)

@@ -97,14 +97,15 @@ def test_a_shifted_window_is_clipped_at_the_border_not_rolled():
 
 def test_a_temporal_layer_mixes_all_frames_of_one_window_and_nothing_else():
     torch.manual_seed(0)
-    block = TemporalBlock(24, 2, 2.0, (2, 2), shifted=False)
-    angles = rope_angles(grid_positions(3, 4, 4), 12, theta=100.0)
+    block = TemporalBlock(24, 2, 2.0)
+    angles = rope_angles(grid_positions(3, 4, 4).flatten(0, 2), 12, theta=100.0)
+    windows = window_map(3, 4, 4, (2, 2), False)
     vision = torch.randn(1, 3, 16, 24)
-    shared = torch.zeros(1, 3, 6, 24)
-    before = block(vision, shared, angles)
+    shared = torch.zeros(1, 3, 1, 6, 24)
+    before = block(vision, shared, angles, *windows)
     moved = vision.clone()
     moved[0, 0, 0] += torch.randn(24)  # frame 0, row 0, column 0: the first window
-    changed = (block(moved, shared, angles) - before).abs().amax(-1)[0].view(3, 4, 4) > 1e-6
+    changed = (block(moved, shared, angles, *windows) - before).abs().amax(-1)[0].view(3, 4, 4) > 1e-6
     assert changed[:, :2, :2].all()
     assert changed.sum() == 3 * 4
 
@@ -122,9 +123,9 @@ def test_text_is_updated_with_the_mean_over_frames():
     mask = torch.ones(1, 5, dtype=torch.bool)
 
     def text_after(rows: list[int]) -> torch.Tensor:
-        shared = torch.zeros(1, len(rows), 6, 24)
+        shared = torch.zeros(1, len(rows), 1, 6, 24)
         return block(
-            vision[:, rows], text, shared, shared[:, 0], angles[:, rows], text_angles, mask
+            vision[:, rows], text, shared, shared[:, 0], angles[:, rows], text_angles, mask[:, None]
         )[1]
 
     single = torch.stack([text_after([frame]) for frame in range(3)])
