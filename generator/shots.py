@@ -128,6 +128,20 @@ def cut_frames(latents: Sequence[int], *, temporal_ratio: int = 4) -> list[int]:
     return [1 + (start - 1) * temporal_ratio for start in starts]
 
 
+def prompt_shots(
+    prompts: Sequence[str], clip_frames: int, *, temporal_ratio: int = 4
+) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Captions and latent frames of every prompt's shots in a clip of this length. Raises: UserError if they do not fit."""
+    parsed = [parse_shots(prompt) for prompt in prompts]
+    return [
+        (
+            shots.captions,
+            shot_latents(shots.num_frames, clip_frames, temporal_ratio=temporal_ratio),
+        )
+        for shots in parsed
+    ]
+
+
 def encode_shots(
     encode: Callable[[list[str]], Condition],
     prompts: Sequence[str],
@@ -141,13 +155,9 @@ def encode_shots(
         encode: captions to a condition of one shot per row, padded on the right.
         clip_frames: of the clip that the prompts are for; decides where the cuts fall.
     """
-    parsed = [parse_shots(prompt) for prompt in prompts]
-    latents = [
-        shot_latents(shots.num_frames, clip_frames, temporal_ratio=temporal_ratio)
-        for shots in parsed
-    ]
-    each = encode([caption for shots in parsed for caption in shots.captions])
-    counts = [len(shots) for shots in parsed]
+    shots = prompt_shots(prompts, clip_frames, temporal_ratio=temporal_ratio)
+    each = encode([caption for captions, _ in shots for caption in captions])
+    counts = [len(captions) for captions, _ in shots]
     if max(counts, default=1) == 1:
         return each
     embeds, token_shots = [], []
@@ -160,7 +170,7 @@ def encode_shots(
         )
         row += count
     starts = torch.full((len(counts), max(counts)), NO_SHOT)
-    for index, of_clip in enumerate(latents):
+    for index, (_, of_clip) in enumerate(shots):
         starts[index, : len(of_clip)] = torch.tensor([0, *itertools.accumulate(of_clip[:-1])])
 
     def padded(rows: list[torch.Tensor]) -> torch.Tensor:
