@@ -85,6 +85,7 @@ def test_where_clips_start_and_end_may_both_be_given(tiny_generator, tmp_path, c
         made.append(read_video(load_clip_folder(tmp_path / str(index))[0].path)[0])
     for one, other in itertools.combinations(made, 2):
         assert not torch.equal(one, other)
+    capsys.readouterr()
     missing = ["--last-frame", tmp_path / "none.png", "--out", tmp_path / "out"]
     assert "none.png" in fails(capsys, *sample, *missing)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from generator.shots import parse_shots, shot_latents
 from generator.toyworld import (
     _CHOICES,
     BACKGROUNDS,
@@ -29,7 +30,6 @@ from generator.toyworld import (
     scenes_from_caption,
     trajectory,
 )
-from generator.shots import parse_shots, shot_latents
 from reelhf.clips import load_clip_folder
 from reelhf.errors import UserError
 from reelhf.video import probe_video, read_video
