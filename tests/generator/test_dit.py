@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import shutil
 import weakref
@@ -294,6 +295,7 @@ def test_layers_are_traced_whole_for_compilation():
     assert list(traced.state_dict()) == list(plain.state_dict())
     inputs = tiny_inputs()
     assert torch.equal(traced(**inputs), plain(**inputs))
+    assert torch.equal(copy.deepcopy(traced)(**inputs), plain(**inputs))
 
 
 @pytest.mark.slow
