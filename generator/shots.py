@@ -22,7 +22,7 @@ _CUT = re.compile(r"\[\s*cut\s*\]", re.IGNORECASE)
 _SHOT = re.compile(
     r"\s*\[\s*shot\s*(?P<number>\d+)\s*(?:[:,]\s*(?P<frames>\d+)\s*frames?\s*)?\]", re.IGNORECASE
 )
-_MARK = re.compile(r"\[\s*(?:shot|cut)\b[^\]]*\]?|\[\s*shot\s*\d", re.IGNORECASE)
+_MARK = re.compile(r"\[\s*shot\s*(?=[\d:,\]])[^\[\]]*\]?|\[\s*cut\s*\]", re.IGNORECASE)
 """Whatever looks as if it meant to be one of the two."""
 EXAMPLE = "[SHOT 1] a red circle [CUT] [SHOT 2] a blue square"
 

@@ -31,7 +31,10 @@ def test_shots_are_read_whatever_the_blanks_and_the_case_of_their_marks():
     assert parse_shots("[SHOT 1] alone").captions == ("alone",)
 
 
-@pytest.mark.parametrize("text", ["", " a red  circle. ", "a screenshot [1], cut short"])
+@pytest.mark.parametrize(
+    "text",
+    ["", " a red  circle. ", "a screenshot [1], cut short", "a castle [shot on film] [CUTE]"],
+)
 def test_a_prompt_without_marks_is_one_shot_word_for_word(text):
     assert parse_shots(text).captions == (text,)
 
@@ -57,6 +60,7 @@ def test_a_written_prompt_is_read_back(lengths):
         ("[SHOT 1] a [CUT]", r"shot 2 does not begin with"),
         ("[SHOT 1: long] a", r"shot 1 does not begin with"),
         ("[SHOT 1 a", r"shot 1 does not begin with"),
+        ("[SHOT] a", r"shot 1 does not begin with"),
     ],
 )
 def test_malformed_shots_are_refused_in_one_line_with_the_way_to_write_them(text, reason):
@@ -237,6 +241,27 @@ def test_where_the_cut_falls_matters():
     model, inputs = randomised(TINY), shot_inputs()
     later = model(**inputs | {"shot_starts": torch.tensor([[0, 3]])})
     assert (later - model(**inputs)).abs().max() > 1e-3
+
+
+def test_a_cut_parts_the_frames_by_the_text_between():
+    """To layers between frames alone: the longer the second caption, the farther its shot; the first one's length is nothing."""
+    model = randomised(TINY)
+    for block in model.spatial:
+        for branch in (block.vision_attention.out, block.vision_mlp.down):
+            branch.weight.data.zero_()
+            branch.bias.data.zero_()
+    model.pooled_text_input.weight.data.zero_()
+    inputs = shot_inputs()
+    before = model(**inputs)
+    for shots, moved in (([0, 0, 0, 1, 1, 1], True), ([0, 0, 0, 0, 1, 1], False)):
+        longer = inputs | {
+            "embeds": torch.randn(1, 6, 8),
+            "mask": torch.ones(1, 6, dtype=torch.bool),
+            "token_shots": torch.tensor([shots]),
+        }
+        change = (model(**longer) - before).abs().max()
+        assert (change > 1e-4) == moved
+        assert moved or change < 1e-5
 
 
 def test_a_shot_of_its_own_equals_that_shot_in_a_longer_clip_but_for_its_place():
