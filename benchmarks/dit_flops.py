@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from generator.blocks import SpatialBlock, TemporalBlock
+from generator.blocks import SpatialBlock, TemporalBlock, window_map
 from generator.dit import DiTConfig
 from generator.plan.devices import find_device
 from generator.plan.flops import (
@@ -111,19 +111,25 @@ class Layers:
     grid_angles: Tensor
     text_angles: Tensor
     mask: Tensor
+    windows: tuple[Tensor, Tensor, Tensor]
 
     def factorised(self) -> Tensor:
         frames = self.vision.shape[1]
         vision, _ = self.spatial(
             self.vision,
             self.text,
-            self.shared.expand(-1, frames, -1, -1),
+            self.shared.expand(-1, frames, -1, -1, -1),
             self.shared[:, 0],
             self.grid_angles.flatten(1, 2)[None],
             self.text_angles,
             self.mask,
         )
-        return self.temporal(vision, self.shared.expand(-1, frames, -1, -1), self.grid_angles)
+        return self.temporal(
+            vision,
+            self.shared.expand(-1, frames, -1, -1, -1),
+            self.grid_angles.flatten(0, 2),
+            *self.windows,
+        )
 
     def full(self) -> Tensor:
         """Two layers over the whole clip as one frame."""
@@ -156,13 +162,14 @@ def make_layers(config: DiTConfig, grid: LatentGrid, device: torch.device) -> La
 
     return Layers(
         spatial=placed(SpatialBlock(width, heads, *ratios)),
-        temporal=placed(TemporalBlock(width, heads, config.mlp_ratio, config.window, False)),
+        temporal=placed(TemporalBlock(width, heads, config.mlp_ratio)),
         vision=noise(1, grid.frames, grid.positions, width),
         text=noise(1, TEXT_TOKENS, width),
-        shared=0.1 * noise(1, 1, 6, width),
+        shared=0.1 * noise(1, 1, 1, 6, width),
         grid_angles=rope_angles(grid_positions(*grid, device), **angles),
         text_angles=rope_angles(text_positions(TEXT_TOKENS, device), **angles),
-        mask=torch.ones(1, TEXT_TOKENS, dtype=torch.bool, device=device),
+        mask=torch.ones(1, 1, TEXT_TOKENS, dtype=torch.bool, device=device),
+        windows=window_map(*grid, config.window, False, device),
     )
 
 

@@ -8,7 +8,7 @@ Conventions (the same everywhere): frames are float RGB in [0, 1], `[B, 3, F, H,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Role = Literal["base", "refiner"]
 SamplerKind = Literal["euler", "adams", "renoise"]
+NO_SHOT = 1 << 30
+"""Start of a shot that a row of a batch does not have: after every latent frame."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,19 @@ class SamplerSpec:
 
 @dataclass(frozen=True)
 class Condition:
-    """Encoded prompts, batched and picklable. A row whose mask is all False is the unconditional (dropped) prompt."""
+    """Encoded prompts, batched and picklable. A row whose mask is all False is the unconditional (dropped) prompt.
+
+    A prompt of several shots is a row too: its shots' tokens one after another, and where each shot starts.
+    """
 
     embeds: Tensor
     """Hidden states of the text encoder, [B, L, E] float."""
     mask: Tensor
     """True where a token exists, [B, L] bool."""
+    token_shots: Tensor | None = None
+    """The shot that a token describes, counted from 0, [B, L] int64; None where every prompt is of one shot."""
+    shot_starts: Tensor | None = None
+    """The latent frame at which each shot starts, [B, shots] int64, `NO_SHOT` where a row has fewer; given with `token_shots`."""
 
     def __len__(self) -> int:
         return self.embeds.shape[0]
@@ -125,13 +134,21 @@ class Condition:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Condition:
-        return Condition(self.embeds.to(device=device, dtype=dtype), self.mask.to(device=device))
+        mask, *shots = (
+            None if part is None else part.to(device=device)
+            for part in (self.mask, self.token_shots, self.shot_starts)
+        )
+        assert mask is not None
+        return Condition(self.embeds.to(device=device, dtype=dtype), mask, *shots)
 
     def __getitem__(self, index: slice | Sequence[int] | Tensor | int) -> Condition:
         """Rows of the batch; an int keeps the batch axis."""
         if isinstance(index, int):
             index = [index]
-        return Condition(self.embeds[index], self.mask[index])
+        shots = (
+            None if part is None else part[index] for part in (self.token_shots, self.shot_starts)
+        )
+        return Condition(self.embeds[index], self.mask[index], *shots)
 
     def dropped(self, drop: Tensor | None = None) -> Condition:
         """The same rows with the prompt removed where `drop` [B] bool is True (everywhere by default)."""
@@ -145,12 +162,32 @@ class Condition:
         import torch.nn.functional as F
 
         longest = max(c.embeds.shape[1] for c in conditions)
-        return Condition(
+        joined = Condition(
             torch.cat(
                 [F.pad(c.embeds, (0, 0, 0, longest - c.embeds.shape[1])) for c in conditions]
             ),
             torch.cat([F.pad(c.mask, (0, longest - c.mask.shape[1])) for c in conditions]),
         )
+        if all(c.token_shots is None for c in conditions):
+            return joined
+        shots = [c._shots() for c in conditions]
+        most = max(starts.shape[1] for _, starts in shots)
+        return replace(
+            joined,
+            token_shots=torch.cat(
+                [F.pad(tokens, (0, longest - tokens.shape[1])) for tokens, _ in shots]
+            ),
+            shot_starts=torch.cat(
+                [F.pad(starts, (0, most - starts.shape[1]), value=NO_SHOT) for _, starts in shots]
+            ),
+        )
+
+    def _shots(self) -> tuple[Tensor, Tensor]:
+        """`token_shots` and `shot_starts`, also of rows that are all of one shot."""
+        if self.token_shots is not None and self.shot_starts is not None:
+            return self.token_shots, self.shot_starts
+        tokens = self.mask.long() * 0
+        return tokens, tokens.new_zeros(len(self), 1)
 
 
 @dataclass(frozen=True)
@@ -185,6 +222,16 @@ class Task:
         return Task(self.condition_latents[index], self.condition_mask[index], low_res)
 
     @staticmethod
+    def given(clean: Tensor, known: Tensor, low_res_latents: Tensor | None = None) -> Task:
+        """The task of completing a clip of which some latent frames are known.
+
+        Args:
+            clean: [B, C, T, h, w]; known: [B, T], True or 1 where the latent frame is given.
+        """
+        mask = known.to(clean)[:, None, :, None, None].expand_as(clean[:, :1])
+        return Task(clean * mask, mask, low_res_latents)
+
+    @staticmethod
     def cat(tasks: Sequence[Task]) -> Task:
         import torch
 
@@ -214,7 +261,9 @@ class VideoBackbone(Protocol):
     fps: float
 
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        """Text to embeddings, no gradient; deterministic, so it may be cached."""
+        """Text to embeddings, no gradient; deterministic, so it may be cached.
+
+        `[SHOT 1] ... [CUT] [SHOT 2] ...` is a clip of several shots (our own generator; `generator.shots`)."""
         ...
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -254,6 +303,12 @@ class VideoBackbone(Protocol):
 
     def image_task(self, first_frames: Tensor, num_frames: int, height: int, width: int) -> Task:
         """First frames [B, 3, H, W] in [0, 1] as the condition."""
+        ...
+
+    def frames_task(
+        self, frames: Mapping[int, Tensor], num_frames: int, height: int, width: int
+    ) -> Task:
+        """Any frames as the condition: index in the clip (negative from its end) -> images [B, 3, H, W] in [0, 1]."""
         ...
 
     def low_res_task(self, low_res_frames: Tensor, height: int, width: int) -> Task:

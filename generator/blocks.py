@@ -66,9 +66,8 @@ class Modulation(nn.Module):
         self.table = nn.Parameter(table)
 
     def forward(self, shared: Tensor) -> tuple[Tensor, ...]:
-        """shared [..., 6, width] -> the tensors [..., 1, width], which broadcast over tokens."""
-        shared = shared[..., : len(self.table), :]
-        return (shared + self.table).unsqueeze(-3).unbind(-2)
+        """shared [..., N, 6, width], N = 1 for all tokens alike -> the tensors [..., N, width]."""
+        return (shared[..., : len(self.table), :] + self.table).unbind(-2)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -77,9 +76,9 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class SpatialBlock(nn.Module):
-    """Attention within each frame, jointly with the text.
+    """Attention within each frame, jointly with the text of its shot.
 
-    The text is computed once per layer and its outputs are averaged over frames (as SeedVR does over windows).
+    The text is computed once per layer and its outputs are averaged over the shot's frames (as SeedVR does over windows).
     """
 
     def __init__(
@@ -110,13 +109,15 @@ class SpatialBlock(nn.Module):
         vision_angles: Tensor,
         text_angles: Tensor,
         text_mask: Tensor,
+        text_share: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """vision [B, T, S, width] and text [B, L, width] -> the same shapes.
 
         Args:
-            vision_shared [B, T, 6, width], text_shared [B, 6, width]: modulation shared by all layers.
-            vision_angles [B, T, S, A], text_angles [L, A]: rotary angles.
-            text_mask: [B, L], True where a token exists.
+            vision_shared [B, T, 1, 6, width], text_shared [B, 1 or L, 6, width]: modulation shared by all layers.
+            vision_angles [B, T, S, A], text_angles [L, A] or [B, 1, L, A]: rotary angles.
+            text_mask: [B, 1 or T, L], True where a frame reads the token.
+            text_share: [B, T, L], how much each frame counts in a token's output; None is the mean over all frames.
         """
         batch, frames, positions, _ = vision.shape
         length = text.shape[1]
@@ -137,7 +138,7 @@ class SpatialBlock(nn.Module):
             return torch.cat((repeated, of_vision), dim=3).flatten(0, 1)
 
         queries = vq.flatten(0, 1) if tq is None else beside(apply_rope(tq, text_angles), vq)
-        mask = F.pad(text_mask, (0, positions), value=True)[:, None, None, None, :]
+        mask = F.pad(text_mask, (0, positions), value=True)[:, :, None, None, :]
         mask = mask.expand(-1, frames, -1, -1, -1).flatten(0, 1)  # [B * T, 1, 1, L + S]
         attended = F.scaled_dot_product_attention(
             queries, beside(tk, vk), beside(tv, vv), attn_mask=mask
@@ -149,7 +150,12 @@ class SpatialBlock(nn.Module):
         if self.text_mlp is None:
             return vision, text
         t_gate, t_shift2, t_scale2, t_gate2 = t_rest
-        text = text + t_gate * self.text_attention.join(attended[:, :, :, :length].mean(dim=1))
+        of_text = attended[:, :, :, :length]  # [B, T, heads, L, d]
+        if text_share is None:
+            of_text = of_text.mean(dim=1)
+        else:
+            of_text = (of_text * text_share[:, :, None, :, None].to(of_text)).sum(dim=1)
+        text = text + t_gate * self.text_attention.join(of_text)
         text = text + t_gate2 * self.text_mlp(modulate(text, t_shift2, t_scale2))
         return vision, text
 
@@ -163,7 +169,12 @@ def window_edges(size: int, window: int, shifted: bool) -> list[tuple[int, int]]
 
 @lru_cache(maxsize=64)
 def window_map(
-    num_frames: int, height: int, width: int, window: tuple[int, int], shifted: bool
+    num_frames: int,
+    height: int,
+    width: int,
+    window: tuple[int, int],
+    shifted: bool,
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Index maps between positions and windows that span all frames.
 
@@ -186,35 +197,42 @@ def window_map(
         members[row, : len(positions)] = positions
         valid[row, : len(positions)] = True
         slots[positions] = row * longest + torch.arange(len(positions))
-    return members, valid, slots
+    return members.to(device), valid.to(device), slots.to(device)
 
 
 class TemporalBlock(nn.Module):
     """Vision only: attention over all frames inside windows of each frame.
 
-    Odd layers move the windows by half, clipped at the border instead of rolled round it (SeedVR 2501.01320).
+    Odd layers are given windows moved by half, clipped at the border instead of rolled round it (SeedVR 2501.01320).
     """
 
-    def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float, window: tuple[int, int], shifted: bool
-    ) -> None:
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.window, self.shifted = window, shifted
         self.modulation = Modulation(width)
         self.attention = HeadProjection(width, num_heads)
         self.mlp = Mlp(width, mlp_ratio)
 
-    def forward(self, vision: Tensor, shared: Tensor, grid_angles: Tensor) -> Tensor:
-        """vision [B, T, h * w, width], shared [B, T, 6, width], grid_angles [T, h, w, A] -> vision."""
+    def forward(
+        self,
+        vision: Tensor,
+        shared: Tensor,
+        grid_angles: Tensor,
+        members: Tensor,
+        valid: Tensor,
+        slots: Tensor,
+    ) -> Tensor:
+        """vision [B, T, S, width] -> the same shape.
+
+        Args:
+            shared: modulation shared by all layers, [B, T, 1, 6, width].
+            grid_angles: rotary angles of the positions of a clip, [N, A] or [B, 1, N, A].
+            members, valid, slots: `window_map` of this layer's windows.
+        """
         batch = len(vision)
         shift, scale, gate, shift2, scale2, gate2 = self.modulation(shared)
-        members, valid, slots = (
-            index.to(vision.device)
-            for index in window_map(*grid_angles.shape[:3], self.window, self.shifted)
-        )
         q, k, v = self.attention.heads(modulate(vision, shift, scale).flatten(1, 2))
         # grid ids serve as window coordinates: attention sees their differences only
-        q, k = (apply_rope(x, grid_angles.flatten(0, 2)) for x in (q, k))  # [B, heads, N, d]
+        q, k = (apply_rope(x, grid_angles) for x in (q, k))  # [B, heads, N, d]
 
         def windows(x: Tensor) -> Tensor:
             """[B, heads, N, d] -> [B * heads, W, M, d]."""

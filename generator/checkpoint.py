@@ -7,10 +7,10 @@ sealed with a manifest of sizes and sha256 that is verified on load.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from generator.base import BackboneSpec, Condition, Role, SamplerSpec, Task
 from generator.dit import DiT, DiTConfig
 from generator.guidance import GuidedVelocity
 from generator.sampling import SamplesClips
+from generator.shots import encode_shots
 from generator.text import TextEncoder
 from generator.vae import VideoVAE
 from reelhf.errors import UserError
@@ -46,6 +47,8 @@ class DiTGenerator(GuidedVelocity, SamplesClips):
 
     def __post_init__(self) -> None:
         self.spec.check(*self.frame_shape)
+        if not self.fps > 0:
+            raise UserError(f"a generator of {self.fps} frames per second; expected more than 0")
         if (self.role == "refiner") != self.denoiser.config.low_res:
             raise ValueError(
                 f"role '{self.role}' with a denoiser of low_res={self.denoiser.config.low_res}"
@@ -82,7 +85,13 @@ class DiTGenerator(GuidedVelocity, SamplesClips):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        return self.text.encode(list(prompts)).to(self.device)
+        condition = encode_shots(
+            self.text.encode,
+            prompts,
+            self.frame_shape[0],
+            temporal_ratio=self.spec.temporal_ratio,
+        )
+        return condition.to(self.device)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -109,9 +118,15 @@ class DiTGenerator(GuidedVelocity, SamplesClips):
             task.condition_mask,
             *low_res,
         )
+        options: dict[str, Any] = {}
+        if condition.token_shots is not None:
+            options = {
+                "token_shots": condition.token_shots,
+                "shot_starts": condition.shot_starts,
+            }
         if features:
-            return denoiser(noisy, sigma, *inputs, features=tuple(features))
-        return denoiser(noisy, sigma, *inputs).float()
+            return denoiser(noisy, sigma, *inputs, features=tuple(features), **options)
+        return denoiser(noisy, sigma, *inputs, **options).float()
 
     def text_to_video_task(self, batch: int, num_frames: int, height: int, width: int) -> Task:
         channels, *grid = self.spec.latent_shape(num_frames, height, width)
@@ -119,15 +134,28 @@ class DiTGenerator(GuidedVelocity, SamplesClips):
         return Task(zeros, zeros[:, :1].clone())
 
     def image_task(self, first_frames: Tensor, num_frames: int, height: int, width: int) -> Task:
-        if first_frames.shape[-2:] != (height, width):
-            raise ValueError(
-                f"first frames {tuple(first_frames.shape[-2:])} for clips of {(height, width)}"
-            )
-        task = self.text_to_video_task(len(first_frames), num_frames, height, width)
-        latents, mask = task.condition_latents, task.condition_mask
-        latents[:, :, :1] = self.encode(first_frames.unsqueeze(2))
-        mask[:, :, :1] = 1.0
-        return Task(latents, mask)
+        return self.frames_task({0: first_frames}, num_frames, height, width)
+
+    def frames_task(
+        self, frames: Mapping[int, Tensor], num_frames: int, height: int, width: int
+    ) -> Task:
+        """See `VideoBackbone.frames_task`. A latent after the first codes a group of frames: a frame given in it is held through it.
+
+        The causal VAE reads what comes before, so between given frames the last one is held too.
+        """
+        given = _checked_frames(frames, num_frames, (height, width))
+        groups = [_group(frame, self.spec.temporal_ratio) for frame in range(num_frames)]
+        last = max(groups[frame] for frame in given)
+        shown = [
+            min(given, key=lambda at: (groups[at] != groups[frame], at > frame, abs(at - frame)))
+            for frame in range(1 + last * self.spec.temporal_ratio)
+        ]
+        latents = self.encode(torch.stack([given[frame] for frame in shown], dim=2))
+        task = self.text_to_video_task(len(latents), num_frames, height, width)
+        clean, known = task.condition_latents, task.condition_mask[:, 0, :, 0, 0]
+        clean[:, :, : last + 1] = latents
+        known[:, [groups[frame] for frame in given]] = 1.0
+        return Task.given(clean, known)
 
     @torch.no_grad()
     def low_res_task(self, low_res_frames: Tensor, height: int, width: int) -> Task:
@@ -157,7 +185,7 @@ class DiTGenerator(GuidedVelocity, SamplesClips):
         card = {
             "format": GENERATOR_FORMAT,
             "role": self.role,
-            "architecture": self.denoiser.config.model_dump(mode="json"),
+            "architecture": self.denoiser.config.model_dump(mode="json", exclude={"compile"}),
             "spec": asdict(self.spec),
             "sampler": asdict(self.sampler),
             "frame_shape": list(self.frame_shape),
@@ -172,6 +200,30 @@ class DiTGenerator(GuidedVelocity, SamplesClips):
         self.vae.save(directory / "vae")
         self.text.save(directory / "text")
         seal(directory)
+
+
+def _group(frame: int, temporal_ratio: int) -> int:
+    """The latent frame that codes this frame."""
+    return -(-frame // temporal_ratio)
+
+
+def _checked_frames(
+    frames: Mapping[int, Tensor], num_frames: int, size: tuple[int, int]
+) -> dict[int, Tensor]:
+    """The given frames by their index from the clip's start; UserError where there is no such frame."""
+    given = {}
+    for index, images in frames.items():
+        if not -num_frames <= index < num_frames:
+            raise UserError(
+                f"frame {index} of a clip of {num_frames} frames; expected {-num_frames} to {num_frames - 1}"
+            )
+        if images.shape[-2:] != size:
+            name = "first frames" if index == 0 else f"frames at {index}"
+            raise ValueError(f"{name} {tuple(images.shape[-2:])} for clips of {size}")
+        given[index % num_frames] = images
+    if not given:
+        raise ValueError("no frame is given: see text_to_video_task")
+    return given
 
 
 def upsample_frames(frames: Tensor, height: int, width: int) -> Tensor:

@@ -162,10 +162,21 @@ def sample(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="text file, one prompt per line")] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="a prompt; may be given several times")
+        list[str] | None,
+        typer.Option(
+            help="a prompt; may be given several times. '[SHOT 1] ... [CUT] [SHOT 2] ...' makes a clip of two shots"
+        ),
     ] = None,
-    image: Annotated[
-        Path | None, typer.Option(help="first frame of every clip: an image, or a video's first")
+    first_frame: Annotated[
+        Path | None,
+        typer.Option(
+            "--first-frame",
+            "--image",
+            help="where every clip starts: an image, or a video's first frame",
+        ),
+    ] = None,
+    last_frame: Annotated[
+        Path | None, typer.Option(help="where every clip ends; alone or beside --first-frame")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="clips per prompt")] = 1,
     first_seed: Annotated[int, typer.Option(help="seed of the first of them")] = 0,
@@ -200,20 +211,24 @@ def sample(
     backbone = _configured(
         _load(generator or model, "base"), (frames, height, width), steps, guidance
     )
+    _check_shots(texts, backbone)
     given = {"kind": solver, "guidance_rescale": guidance_rescale}
     sampler = replace(backbone.sampler, **{k: v for k, v in given.items() if v is not None})
     decode = _decoder(backbone, decode_chunk, tile, tile_overlap)
     jobs = [(text, first_seed + k) for text in texts for k in range(seeds)]
-    first_frame = None if image is None else _first_frame(image, backbone.frame_shape)
+    given = {
+        index: _picture(path, backbone.frame_shape)
+        for index, path in ((0, first_frame), (-1, last_frame))
+        if path is not None
+    }
 
     def latents_of(part: list[tuple[str, int]]) -> Tensor:
         from generator.sampling import sample_batches
 
         task = None
-        if first_frame is not None:
-            task = backbone.image_task(
-                first_frame.expand(len(part), -1, -1, -1), *backbone.frame_shape
-            )
+        if given:
+            pictures = {at: one.expand(len(part), -1, -1, -1) for at, one in given.items()}
+            task = backbone.frames_task(pictures, *backbone.frame_shape)
         (latents,) = sample_batches(
             backbone,
             *_columns(part),
@@ -338,6 +353,8 @@ def _stage_of(words: list[str]) -> str:
 
 def _prompts(file: Path | None, given: list[str] | None) -> list[str]:
     texts = list(given or [])
+    if not all(text.strip() for text in texts):
+        raise UserError("--prompt is empty; describe the clip, or leave the option out")
     if file is not None:
         if not file.is_file():
             raise UserError(f"--prompts {file}: there is no such file")
@@ -346,6 +363,15 @@ def _prompts(file: Path | None, given: list[str] | None) -> list[str]:
     if not texts:
         raise UserError("no prompts; give --prompt TEXT, or --prompts FILE with one per line")
     return texts
+
+
+def _check_shots(texts: list[str], backbone: DiTGenerator | DiffusersBackbone) -> None:
+    """Refuse a prompt whose shots do not fit before any clip is made; to a diffusers model a prompt is plain text."""
+    from generator.checkpoint import DiTGenerator
+    from generator.shots import prompt_shots
+
+    if isinstance(backbone, DiTGenerator):
+        prompt_shots(texts, backbone.frame_shape[0], temporal_ratio=backbone.spec.temporal_ratio)
 
 
 def _load(folder: Path, role: str) -> DiTGenerator | DiffusersBackbone:
@@ -374,7 +400,7 @@ def _configured(
     )
 
 
-def _first_frame(image: Path, frame_shape: tuple[int, int, int]) -> Tensor:
+def _picture(image: Path, frame_shape: tuple[int, int, int]) -> Tensor:
     """[3, H, W] in [0, 1] at the generator's size."""
     from reelhf.clips import resize_frames
     from reelhf.video import read_video

@@ -7,17 +7,32 @@ latents (48) through a zero-initialised projection of their own, so that a refin
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
-from generator.blocks import SpatialBlock, TemporalBlock, modulate
-from generator.rope import grid_positions, rope_angles, text_positions, video_positions
+from generator.blocks import SpatialBlock, TemporalBlock, modulate, window_map
+from generator.rope import (
+    grid_positions,
+    rope_angles,
+    shot_positions,
+    shots_of_frames,
+    text_positions,
+    video_positions,
+)
 from reelhf.config import Config
+from reelhf.errors import UserError
 
 WHITENING_FLOOR = 1e-2
 """Of the mean variance: directions of the pooled prompt that are quieter than this are not amplified further."""
@@ -46,8 +61,12 @@ class DiTConfig(Config):
     """Base of the rotary frequencies. 10000 suits long clips; a few latent frames need faster rotation."""
     low_res: bool = False
     """Whether low-resolution latents are an input: true in a refiner."""
-    checkpointing: bool = False
-    """Recompute each layer in the backward pass (non-reentrant) instead of keeping its activations."""
+    checkpointing: bool | Literal["attention"] = False
+    """Recompute each layer in the backward pass (non-reentrant) instead of keeping its activations: false keeps them all, true none,
+    `attention` the outputs of attention, which cost most to compute again and are small."""
+    compile: bool = False
+    """Compile each layer (torch.compile); the first pass of every clip size takes a minute. How a run computes, so a
+    generator folder does not carry it."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> DiTConfig:
@@ -56,6 +75,26 @@ class DiTConfig(Config):
                 f"width {self.width} over {self.num_heads} heads: expected a whole number of at least 6"
             )
         return self
+
+
+ATTENTION_OPERATORS = frozenset(
+    f"aten::_scaled_dot_product_{kind}"
+    for kind in (
+        "flash_attention",
+        "flash_attention_for_cpu",
+        "efficient_attention",
+        "cudnn_attention",
+        "attention_math",
+    )
+)
+"""What `scaled_dot_product_attention` becomes, by device and mask."""
+
+
+def _keep_attention(_context: Any, operator: Any, *_args: Any, **_options: Any) -> CheckpointPolicy:
+    """Policy of selective checkpointing: outputs of attention are kept, all else is computed again."""
+    if operator.name() in ATTENTION_OPERATORS:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def sigma_embedding(sigma: Tensor, width: int) -> Tensor:
@@ -109,12 +148,13 @@ class DiT(nn.Module):
             for index in range(config.num_pairs)
         )
         self.temporal = nn.ModuleList(
-            TemporalBlock(width, heads, config.mlp_ratio, config.window, shifted=index % 2 == 1)
-            for index in range(config.num_pairs)
+            TemporalBlock(width, heads, config.mlp_ratio) for _ in range(config.num_pairs)
         )
         self.output_modulation = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, config.channels)
         self._initialise()
+        if config.compile:
+            self.compile_layers()
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -133,16 +173,37 @@ class DiT(nn.Module):
         for module in (*zero, *((self.low_res_input,) if self.low_res_input is not None else ())):
             nn.init.zeros_(module.weight)
 
+    def compile_layers(self, **options: Any) -> None:
+        """From now on each spatial and temporal layer runs compiled; names and values of the weights stay.
+
+        Layers of one kind and shape share their compiled code. A copy of this module is not compiled.
+
+        Args: options: of torch.compile, such as `mode`.
+        Raises: UserError where there is no C++ compiler, which torch.compile calls on every device.
+        """
+        compilers = [os.environ.get("CXX", "g++"), "clang++", "cl"]
+        if not any(shutil.which(name) for name in compilers):
+            raise UserError(
+                f"compile: torch.compile needs a C++ compiler and found none of {', '.join(compilers)}; install one, or set compile=false"
+            )
+        for layer in (*self.spatial, *self.temporal):
+            layer.compile(**options)
+
     @torch.no_grad()
-    def fit_pooled_text(self, embeds: Tensor, mask: Tensor) -> None:
+    def fit_pooled_text(
+        self, embeds: Tensor, mask: Tensor, token_shots: Tensor | None = None
+    ) -> None:
         """Initialise the projection of the pooled prompt so that these prompts leave it centred and decorrelated.
 
         Means over the tokens of captions lie close together: what tells one from another is a few percent of their length, and
         a denoiser that starts from them as they are takes thousands of steps to hear it.
 
-        Args: embeds, mask: prompts of the training set, [N, L, E] and [N, L].
+        Args: embeds, mask, token_shots: prompts of the training set, as in `forward`; every shot counts as a prompt.
         """
-        pooled = self._pool(self.text_norm(embeds), mask)[mask.any(1)]
+        normed = self.text_norm(embeds)
+        shots = range(1 if token_shots is None else int(token_shots.max()) + 1)
+        masks = [mask if token_shots is None else mask & (token_shots == shot) for shot in shots]
+        pooled = torch.cat([self._pool(normed, of_shot)[of_shot.any(1)] for of_shot in masks])
         mean = pooled.mean(0)
         variances, directions = torch.linalg.eigh(
             torch.cov((pooled - mean).T.double(), correction=0)
@@ -173,6 +234,8 @@ class DiT(nn.Module):
         condition_mask: Tensor,
         low_res_latents: Tensor | None = None,
         features: Sequence[int] = (),
+        token_shots: Tensor | None = None,
+        shot_starts: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, dict[int, Tensor]]:
         """Velocity [B, C, T, h, w] fp32, and the hidden states [B, T, h, w, width] of the layers in `features`.
 
@@ -182,6 +245,7 @@ class DiT(nn.Module):
             condition_latents, condition_mask: [B, C, T, h, w] and [B, 1, T, h, w].
             low_res_latents: [B, C, T, h, w], given exactly when the architecture has that input.
             features: layer indices, 0 .. 2 * num_pairs - 1.
+            token_shots, shot_starts: clips of several shots, [B, L] and [B, shots], see `generator.base.Condition`.
         """
         if (low_res_latents is None) != (self.low_res_input is None):
             state = "missing" if low_res_latents is None else "given"
@@ -204,39 +268,70 @@ class DiT(nn.Module):
         normed = self.text_norm(embeds.to(dtype))
         text = self.text_input(normed)  # [B, L, width]
 
-        # 2. Modulation from sigma (per frame) and the pooled prompt.
-        lengths = mask.sum(dim=1)
-        pooled = self._pool(normed, mask)
+        # 2. Which frames read which tokens: all of them, or those of their own shot. [B, 1 or T, L]
+        reads, share = mask[:, None], None
+        if token_shots is not None:
+            assert shot_starts is not None
+            same = token_shots[:, None] == shots_of_frames(shot_starts, frames)[..., None]
+            reads = reads & same
+            share = same.float() / same.sum(dim=1, keepdim=True).clamp(min=1)  # [B, T, L]
+
+        # 3. Modulation from sigma (per frame) and the pooled prompt.
         per_frame = sigma[:, None].expand(-1, frames) if sigma.ndim == 1 else sigma
         vector = self.sigma_mlp(sigma_embedding(per_frame, self.config.width).to(dtype))
-        vector = nn.functional.silu(
-            vector + self.pooled_text_input(pooled)[:, None]
-        )  # [B, T, width]
-        vision_shared = self.vision_modulation(vector).unflatten(-1, (6, -1))
-        text_shared = self.text_modulation(vector.mean(dim=1)).unflatten(-1, (6, -1))
+        if share is None:
+            pooled = self._pool(normed, mask)[:, None]
+        else:
+            pooled = reads.to(normed) @ normed / reads.sum(-1, keepdim=True).clamp(min=1)
+        vector = nn.functional.silu(vector + self.pooled_text_input(pooled))  # [B, T, width]
+        vision_shared = self.vision_modulation(vector).unflatten(-1, (6, -1)).unsqueeze(2)
+        if share is None:
+            of_text = vector.mean(dim=1, keepdim=True)
+        else:
+            of_text = share.to(vector).transpose(1, 2) @ vector
+        text_shared = self.text_modulation(of_text).unflatten(-1, (6, -1))  # [B, 1 or L, 6, width]
 
-        # 3. Rotary angles: text at its index, the clip after its own text.
+        # 4. Rotary angles: text at its index, the frames after their own shot's text.
         grid = grid_positions(frames, height, width, noisy.device)
+        if token_shots is None or shot_starts is None:
+            text_places = text_positions(embeds.shape[1], noisy.device)
+            vision_places = video_positions(grid, mask.sum(dim=1))
+            window_places = grid
+        else:
+            text_places, vision_places = shot_positions(grid, mask, token_shots, shot_starts)
+            # attention between frames sees differences only: cuts widen them by the text between
+            window_places = (vision_places - vision_places[:, :1, :1, :1])[:, None]
+            text_places = text_places[:, None]
         head_dim, theta = self.config.width // self.config.num_heads, self.config.rope_theta
-        grid_angles = rope_angles(grid, head_dim, theta=theta)
-        vision_angles = rope_angles(
-            video_positions(grid, lengths).flatten(2, 3), head_dim, theta=theta
-        )
-        text_angles = rope_angles(
-            text_positions(embeds.shape[1], noisy.device), head_dim, theta=theta
-        )
+        grid_angles = rope_angles(window_places.flatten(-4, -2), head_dim, theta=theta)
+        vision_angles = rope_angles(vision_places.flatten(2, 3), head_dim, theta=theta)
+        text_angles = rope_angles(text_places, head_dim, theta=theta)
 
-        # 4. Layers.
+        # 5. Layers; every other temporal one has its windows moved by half.
+        windows = [
+            window_map(frames, height, width, self.config.window, shifted, noisy.device)
+            for shifted in (False, True)
+        ]
         hidden: dict[int, Tensor] = {}
         for pair, (spatial, temporal) in enumerate(zip(self.spatial, self.temporal, strict=True)):
             vision, text = self._layer(
-                spatial, vision, text, vision_shared, text_shared, vision_angles, text_angles, mask
+                spatial,
+                vision,
+                text,
+                vision_shared,
+                text_shared,
+                vision_angles,
+                text_angles,
+                reads,
+                share,
             )
-            hidden[2 * pair] = vision
-            vision = self._layer(temporal, vision, vision_shared, grid_angles)
-            hidden[2 * pair + 1] = vision
+            if 2 * pair in features:
+                hidden[2 * pair] = vision
+            vision = self._layer(temporal, vision, vision_shared, grid_angles, *windows[pair % 2])
+            if 2 * pair + 1 in features:
+                hidden[2 * pair + 1] = vision
 
-        # 5. Velocity.
+        # 6. Velocity.
         shift, scale = self.output_modulation(vector).unsqueeze(2).chunk(2, dim=-1)
         velocity = self.output(modulate(vision, shift, scale)).float()
         velocity = velocity.unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
@@ -244,7 +339,14 @@ class DiT(nn.Module):
             return velocity
         return velocity, {index: hidden[index].unflatten(2, (height, width)) for index in features}
 
-    def _layer(self, layer: nn.Module, *args: Tensor) -> Any:
-        if self.config.checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, *args, use_reentrant=False)
-        return layer(*args)
+    def _layer(self, layer: nn.Module, *args: Tensor | None) -> Any:
+        if not self.config.checkpointing or not torch.is_grad_enabled():
+            return layer(*args)
+        if self.config.checkpointing == "attention":
+            return checkpoint(
+                layer,
+                *args,
+                use_reentrant=False,
+                context_fn=partial(create_selective_checkpoint_contexts, _keep_attention),
+            )
+        return checkpoint(layer, *args, use_reentrant=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -196,25 +196,28 @@ class SamplesClips:
         *,
         seeds: Sequence[int] | None = None,
         first_frames: Tensor | None = None,
+        given_frames: Mapping[int, Tensor] | None = None,
         num_steps: int | None = None,
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
         batch_size: int = 16,
     ) -> Tensor:
-        """One clip per prompt, [N, 3, F, H, W] in [0, 1] on the CPU.
+        """One clip per prompt, [N, 3, F, H, W] in [0, 1] on the CPU; `[SHOT 1] ... [CUT] [SHOT 2] ...` is a prompt of two shots.
 
         Args:
             seeds: one per prompt; 0, 1, 2, ... by default.
             first_frames: where each clip starts, [N, 3, H, W] in [0, 1] at the clips' size.
+            given_frames: any others, by their index in the clip: -1 is where it ends.
             num_steps: other than the checkpoint's sampler has.
             guidance_scale: likewise.
             negative_prompt: what guidance moves away from.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         backbone = self.configured(num_steps=num_steps, guidance_scale=guidance_scale)
-        task = None
+        given = dict(given_frames or {})
         if first_frames is not None:
-            task = backbone.image_task(first_frames, *backbone.frame_shape)
+            given[0] = first_frames
+        task = backbone.frames_task(given, *backbone.frame_shape) if given else None
         return sample_frames(
             backbone,
             prompts,

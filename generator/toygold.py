@@ -10,6 +10,7 @@ Lengths are fractions of the frame's side, colours are RGB in [0, 1].
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from generator.shots import cut_frames, parse_shots, shot_latents
 from generator.toyworld import (
     BACKGROUNDS,
     COLOURS,
@@ -28,7 +30,7 @@ from generator.toyworld import (
     STRIPE_SHADE,
     ZOOM_PER_SECOND,
     Scene,
-    scene_from_caption,
+    scenes_from_caption,
     signed_distance,
 )
 from reelhf.errors import UserError
@@ -73,18 +75,42 @@ def measure(
 
     Args:
         frames: [3, F, H, W], float in [0, 1] (values outside are clamped) or uint8; any size, black bars are cut off.
-        prompt: a caption of the toy world, either language.
+        prompt: a caption of the toy world, either language, or a prompt of several shots: each is then judged on its own frames.
         fps: frames per second of `frames`.
         first_frame: what an image-to-video clip had to start from, [3, H, W]; adds "preservation".
     Returns: the GOLD_DIMENSIONS, each in [0, 1], and "motion_amplitude", the speed of the shape in sides per second,
-        at most 1, which is no quality.
+        at most 1, which is no quality. A clip of several shots has the mean over its frames, and "cuts": how clean the cuts are at
+        the frames where the prompt puts them.
     Raises: UserError when the prompt is not a toy caption or `frames` is no clip.
     """
-    scene = scene_from_caption(prompt)
-    if scene is None:
+    scenes = scenes_from_caption(prompt)
+    if scenes is None:
         raise UserError(f"'{prompt[:80]}' is not a toy caption: only those have a gold score")
     if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[1] < 1:
         raise UserError(f"a clip of shape {tuple(frames.shape)}; expected [3, F, H, W]")
+    if not fps > 0:
+        raise UserError(f"a clip of {fps} frames per second; expected more than 0")
+    if len(scenes) == 1:
+        return _measure_shot(frames, scenes[0], fps, first_frame)
+    edges = _edges(prompt, frames.shape[1])
+    shots = [
+        _measure_shot(frames[:, start:end], scene, fps, first_frame if start == 0 else None)
+        for scene, (start, end) in zip(scenes, itertools.pairwise(edges), strict=True)
+    ]
+    shares = [(end - start) / frames.shape[1] for start, end in itertools.pairwise(edges)]
+    scores = {
+        name: sum(share * shot[name] for share, shot in zip(shares, shots, strict=True))
+        for name in shots[-1]
+    }
+    if first_frame is not None:
+        scores["preservation"] = shots[0]["preservation"]
+    return scores | {"cuts": _cut_score(_standard(frames), edges[1:-1])}
+
+
+def _measure_shot(
+    frames: Tensor, scene: Scene, fps: float, first_frame: Tensor | None
+) -> dict[str, float]:
+    """`measure` of one scene."""
     with torch.no_grad():
         fine = _standard(frames)
         seen = _see(fine, scene, fps)
@@ -98,6 +124,64 @@ def measure(
             scores["preservation"] = _preservation(fine, seen, _standard(first_frame[:, None]))
         scores["motion_amplitude"] = seen.velocity.norm().clamp(max=1)
     return {name: float(value) for name, value in scores.items()}
+
+
+@dataclass(frozen=True)
+class SeenShots:
+    """What a clip shows where a prompt asks for shots; for counting, where `measure` is for grading."""
+
+    cuts: list[int]
+    """The first frames after the largest changes of picture, as many as the prompt has cuts, in order."""
+    subjects: list[tuple[str, str]]
+    """(shape, colour) most like what is in each asked shot; ("nothing", "nothing") where there is no foreground."""
+    asked_cuts: list[int]
+    asked_subjects: list[tuple[str, str]]
+
+
+@torch.no_grad()
+def see_shots(frames: Tensor, prompt: str, fps: float) -> SeenShots:
+    """Cuts and subjects of a clip [3, F, H, W] beside those that its prompt asks for. Raises: UserError for a prompt of another world."""
+    scenes = scenes_from_caption(prompt)
+    if scenes is None:
+        raise UserError(f"'{prompt[:80]}' is not a toy caption: nothing to compare the shots with")
+    edges = _edges(prompt, frames.shape[1])
+    changes = _changes(_standard(frames))
+    largest = changes.topk(len(scenes) - 1).indices + 1
+    subjects = [
+        _subject(_see(_standard(frames[:, start:end]), scene, fps), scene.texture)
+        for scene, (start, end) in zip(scenes, itertools.pairwise(edges), strict=True)
+    ]
+    asked = [(scene.shape, scene.colour) for scene in scenes]
+    return SeenShots(sorted(largest.tolist()), subjects, edges[1:-1], list(asked))
+
+
+def _edges(prompt: str, num_frames: int) -> list[int]:
+    """Where the shots that a prompt asks for begin, and the end of the clip."""
+    latents = shot_latents(parse_shots(prompt).num_frames, num_frames)
+    return [0, *cut_frames(latents), num_frames]
+
+
+def _changes(fine: Tensor) -> Tensor:
+    """Mean absolute change of RGB from each frame to the next, [F - 1]."""
+    return fine.diff(dim=1).abs().mean(dim=(0, 2, 3))
+
+
+def _cut_score(fine: Tensor, cuts: list[int]) -> float:
+    """How far the picture changes at the cuts against where it changes most elsewhere: 1/2 when as much, near 1 for a clean cut."""
+    changes = _changes(fine)
+    at_cuts = changes[[cut - 1 for cut in cuts]]
+    elsewhere = changes.clone()
+    elsewhere[[cut - 1 for cut in cuts]] = 0
+    return float((at_cuts / (at_cuts + elsewhere.max() + 1e-6)).mean())
+
+
+def _subject(seen: _Seen, texture: str) -> tuple[str, str]:
+    """The template and the colour of the palette that lie nearest."""
+    if seen.presence < 0.3:
+        return "nothing", "nothing"
+    shape = SHAPES[int(_overlaps(seen).mean(0).argmax())]
+    distances = (_palette(texture) - seen.colour.mean(0)).norm(dim=-1)
+    return shape, list(COLOURS)[int(distances.argmin())]
 
 
 def composite(gold: Mapping[str, float]) -> float:

@@ -1,4 +1,4 @@
-"""The toy world: short clips of one coloured shape on a plain ground, with captions that can be read back exactly.
+"""The toy world: short clips of one coloured shape on a plain ground, with captions that can be read back exactly; in one shot or several.
 
 Small enough that a few million parameters learn it in minutes on a laptop, rich enough that colour, shape, motion and
 sharpness can each be right or wrong. `generator.toygold` measures any clip against such a caption.
@@ -10,18 +10,21 @@ the frame's side, a speed a fraction of the side per second.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
+from generator.shots import cut_frames, parse_shots, shot_latents, shot_prompt
 from reelhf.config import Config
 from reelhf.errors import UserError, did_you_mean
 
@@ -242,6 +245,16 @@ def scene_from_caption(text: str) -> Scene | None:
     return None
 
 
+def scenes_from_caption(text: str) -> list[Scene] | None:
+    """The scene of every shot of a prompt, one for a plain caption; None when a shot's text is not one of ours."""
+    try:
+        captions = parse_shots(text).captions
+    except UserError:
+        return None
+    scenes = [scene_from_caption(caption) for caption in captions]
+    return None if None in scenes else [scene for scene in scenes if scene is not None]
+
+
 # Rendering
 
 
@@ -292,6 +305,8 @@ def render(scene: Scene, *, num_frames: int, size: int, fps: float, seed: int = 
 
     `seed` moves the start position a little; the same seed gives the same picture at every size.
     """
+    if not fps > 0:
+        raise UserError(f"a clip of {fps} frames per second; expected more than 0")
     path = trajectory(scene, num_frames=num_frames, fps=fps, seed=seed)
     scale = path[:, 2, None, None]
     radius = RADIUS[scene.size] * scale
@@ -312,6 +327,17 @@ def render(scene: Scene, *, num_frames: int, size: int, fps: float, seed: int = 
     colour = torch.tensor(COLOURS[scene.colour])[:, None, None, None]
     ground = torch.tensor(BACKGROUNDS[scene.background])[:, None, None, None]
     return ground + coverage * (colour * shade - ground)
+
+
+def render_shots(
+    scenes: Sequence[Scene], num_frames: Sequence[int], *, size: int, fps: float, seed: int = 0
+) -> Tensor:
+    """One scene after another, each for as many frames, [3, sum F, size, size]; every shot starts anew."""
+    shots = [
+        render(scene, num_frames=frames, size=size, fps=fps, seed=seed + shot)
+        for shot, (scene, frames) in enumerate(zip(scenes, num_frames, strict=True))
+    ]
+    return torch.cat(shots, dim=1)
 
 
 # Splits and the data set
@@ -379,6 +405,40 @@ def prompt_split(
     ]
 
 
+def sample_shots(
+    rng: random.Random, num_shots: int, split: Split, *, variety: Variety = "plain"
+) -> list[Scene]:
+    """Random scenes of a split to follow one another; the colour changes at every cut."""
+    scenes: list[Scene] = []
+    while len(scenes) < num_shots:
+        scene = sample_scene(rng, variety)
+        if scene_split(scene) == split and (not scenes or scene.colour != scenes[-1].colour):
+            scenes.append(scene)
+    return scenes
+
+
+def sample_shot_frames(rng: random.Random, num_shots: int, clip_frames: int) -> list[int]:
+    """Random lengths of a clip's shots, cuts where the causal VAE allows them; the first shot has 5 frames where there is room."""
+    (total,) = shot_latents([None], clip_frames)
+    first = 2 if total > num_shots else 1
+    starts = [0, *sorted(rng.sample(range(first, total), num_shots - 1)), total]
+    latents = [after - start for start, after in itertools.pairwise(starts)]
+    edges = [0, *cut_frames(latents), clip_frames]
+    return [after - start for start, after in itertools.pairwise(edges)]
+
+
+def caption_shots(
+    scenes: Sequence[Scene], num_frames: Sequence[int], language: Language = "en"
+) -> str:
+    """The prompt of these shots. Lengths are told where they are not the even ones that a prompt without them means."""
+    clip_frames = sum(num_frames)
+    even = shot_latents([None] * len(scenes), clip_frames)
+    asked = shot_latents(num_frames, clip_frames)
+    return shot_prompt(
+        [caption(scene, language) for scene in scenes], None if asked == even else num_frames
+    )
+
+
 def _is_turn(index: int, fraction: float) -> bool:
     return math.floor((index + 1) * fraction) > math.floor(index * fraction)
 
@@ -400,6 +460,24 @@ class ToyDatasetConfig(Config):
     """Share of the clips whose caption is Chinese."""
     variety: Variety = "plain"
     """`plain`: 648 simple scenes; `rich`: every shape, colour, texture and camera of the captions."""
+    num_shots: PositiveInt = 1
+    """Shots of the clips that have several: `[SHOT 1] ... [CUT] [SHOT 2] ...`, cut at random legal frames."""
+    multi_shot_fraction: float = Field(0.5, ge=0, le=1)
+    """Share of the clips that have them, if `num_shots` is more than 1."""
+
+    @model_validator(mode="after")
+    def _shots_fit(self) -> ToyDatasetConfig:
+        if (self.num_frames - 1) % 4:
+            lower = 1 + (self.num_frames - 1) // 4 * 4
+            raise ValueError(
+                f"num_frames {self.num_frames}; the causal VAE needs 1 + 4 n, use {lower} or {lower + 4}"
+            )
+        room = 1 + (self.num_frames - 1) // 4
+        if self.num_shots > room:
+            raise ValueError(
+                f"num_shots {self.num_shots}; a clip of {self.num_frames} frames has room for {room}"
+            )
+        return self
 
 
 def render_dataset(config: ToyDatasetConfig, out: Path) -> Path:
@@ -418,21 +496,26 @@ def render_dataset(config: ToyDatasetConfig, out: Path) -> Path:
     rng = random.Random(config.seed)
     rows = []
     while len(rows) < config.num_clips:
-        scene = sample_scene(rng, config.variety)
-        if scene_split(scene) != "train":
-            continue
+        several = config.num_shots > 1 and _is_turn(len(rows), config.multi_shot_fraction)
         language: Language = "zh" if _is_turn(len(rows), config.zh_fraction) else "en"
-        frames = render(
-            scene,
-            num_frames=config.num_frames,
-            size=config.size,
-            fps=config.fps,
-            seed=rng.randrange(2**31),
+        if several:
+            scenes = sample_shots(rng, config.num_shots, "train", variety=config.variety)
+            num_frames = sample_shot_frames(rng, config.num_shots, config.num_frames)
+        else:
+            scenes = [sample_scene(rng, config.variety)]
+            num_frames = [config.num_frames]
+            if scene_split(scenes[0]) != "train":
+                continue
+        frames = render_shots(
+            scenes, num_frames, size=config.size, fps=config.fps, seed=rng.randrange(2**31)
         )
         draft = out / "draft.mp4"
         write_video(draft, frames, config.fps)
         clip = draft.rename(out / f"{sha256_file(draft)}.mp4")
-        rows.append({"path": clip.name, "caption": caption(scene, language)})
+        text = (
+            caption_shots(scenes, num_frames, language) if several else caption(scenes[0], language)
+        )
+        rows.append({"path": clip.name, "caption": text})
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     (out / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
     stamp.write_text(described)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -228,6 +228,17 @@ class DiffusersBackbone(GuidedVelocity, SamplesClips):
         task.condition_latents[:, :, :1] = self.encode(first_frames.unsqueeze(2))
         task.condition_mask[:, :, :1] = 1.0
         return task
+
+    def frames_task(
+        self, frames: Mapping[int, Tensor], num_frames: int, height: int, width: int
+    ) -> Task:
+        """Diffusers models start from a first frame, if from any."""
+        others = [str(index) for index in frames if index % num_frames]
+        if others:
+            raise UserError(
+                f"a {self.pipeline_class} model takes a first frame only; frame {', '.join(others)} was given"
+            )
+        return self.image_task(next(iter(frames.values())), num_frames, height, width)
 
     def low_res_task(self, low_res_frames: Tensor, height: int, width: int) -> Task:
         raise ValueError(

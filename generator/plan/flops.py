@@ -146,7 +146,8 @@ def training_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) -> flo
     executed = forward.total
     executed += BACKWARD_OF_LINEAR * forward.linear + BACKWARD_OF_ATTENTION * forward.attention
     if config.checkpointing:
-        executed += layers_flops(config, grid, text_tokens).total
+        again = layers_flops(config, grid, text_tokens)
+        executed += again.linear if config.checkpointing == "attention" else again.total
     return executed
 
 

@@ -122,21 +122,6 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-class FusedAttention(torch.autograd.Function):
-    """Shapes of a fused attention kernel: it keeps q, k, v, the output and one number per query, never the scores."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty_like(q)
-        log_sums = q.new_empty(q.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(q, k, v, out, log_sums)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
-
-
 @contextmanager
 def fused_attention() -> Iterator[None]:
     """On meta tensors torch falls back to attention that writes the scores out; a device would not."""
@@ -144,7 +129,7 @@ def fused_attention() -> Iterator[None]:
 
     def fused(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if query.is_meta:
-            return FusedAttention.apply(query, key, value)
+            return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
         return of_torch(query, key, value, *args, **kwargs)
 
     # a torch function mode would be left before the backward pass, where checkpointing runs layers again

@@ -347,7 +347,7 @@ def _too_large(plan: Plan) -> str:
     )
 
 
-def _checkpoints(plan: Plan) -> bool:
+def _checkpoints(plan: Plan) -> bool | str:
     return plan.config.architecture.checkpointing
 
 

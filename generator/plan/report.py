@@ -62,7 +62,11 @@ def _what(plan: Plan, name: str) -> Iterator[str]:
 def _memory(plan: Plan) -> Iterator[str]:
     memory, device, config = plan.memory, plan.device, plan.config
     number = "bfloat16" if config.bf16 else "float32"
-    recomputed = "recomputed" if plan.architecture.checkpointing else "kept"
+    recomputed = {
+        False: "kept",
+        True: "recomputed",
+        "attention": "recomputed but for attention's outputs",
+    }[plan.architecture.checkpointing]
     master = " and float32 master weights" if plan.zero_stage else ""
     digits = 2 if memory.peak >= 1e9 else 3
     yield (

@@ -154,7 +154,7 @@ def train_base(config: DenoiserTrainConfig, clips: Path, vae: Path, text: Path, 
     ).to(device())
     data = encode_clips(backbone, training_windows(config, clips))
     prompts = data.condition.to(device())
-    backbone.denoiser.fit_pooled_text(prompts.embeds, prompts.mask)
+    backbone.denoiser.fit_pooled_text(prompts.embeds, prompts.mask, prompts.token_shots)
     return train_denoiser(config, backbone, data, out)
 
 

@@ -174,6 +174,6 @@ class BatchStream:
 
 def first_frame_task(clean: Tensor, given: Tensor, low_res_latents: Tensor | None = None) -> Task:
     """Image-to-video where `given` [B] is True (clean first latent frame, mask 1 there), text-to-video elsewhere."""
-    mask = torch.zeros_like(clean[:, :1])
-    mask[:, :, 0] = given.to(clean)[:, None, None, None]
-    return Task(clean * mask, mask, low_res_latents)
+    known = torch.zeros_like(clean[:, 0, :, 0, 0])
+    known[:, 0] = given.to(clean)
+    return Task.given(clean, known, low_res_latents)

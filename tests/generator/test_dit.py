@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import copy
 import itertools
+import shutil
+import weakref
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from generator.blocks import SpatialBlock, TemporalBlock, window_edges, window_map
-from generator.dit import DiT, DiTConfig
+from generator.dit import ATTENTION_OPERATORS, DiT, DiTConfig
 from generator.rope import (
     apply_rope,
     axis_dim,
@@ -15,6 +20,7 @@ from generator.rope import (
     text_positions,
     video_positions,
 )
+from reelhf.errors import UserError
 
 TINY = DiTConfig(channels=4, width=24, num_heads=2, num_pairs=2, text_width=8)
 
@@ -97,14 +103,17 @@ def test_a_shifted_window_is_clipped_at_the_border_not_rolled():
 
 def test_a_temporal_layer_mixes_all_frames_of_one_window_and_nothing_else():
     torch.manual_seed(0)
-    block = TemporalBlock(24, 2, 2.0, (2, 2), shifted=False)
-    angles = rope_angles(grid_positions(3, 4, 4), 12, theta=100.0)
+    block = TemporalBlock(24, 2, 2.0)
+    angles = rope_angles(grid_positions(3, 4, 4).flatten(0, 2), 12, theta=100.0)
+    windows = window_map(3, 4, 4, (2, 2), False)
     vision = torch.randn(1, 3, 16, 24)
-    shared = torch.zeros(1, 3, 6, 24)
-    before = block(vision, shared, angles)
+    shared = torch.zeros(1, 3, 1, 6, 24)
+    before = block(vision, shared, angles, *windows)
     moved = vision.clone()
     moved[0, 0, 0] += torch.randn(24)  # frame 0, row 0, column 0: the first window
-    changed = (block(moved, shared, angles) - before).abs().amax(-1)[0].view(3, 4, 4) > 1e-6
+    changed = (block(moved, shared, angles, *windows) - before).abs().amax(-1)[0].view(
+        3, 4, 4
+    ) > 1e-6
     assert changed[:, :2, :2].all()
     assert changed.sum() == 3 * 4
 
@@ -122,9 +131,9 @@ def test_text_is_updated_with_the_mean_over_frames():
     mask = torch.ones(1, 5, dtype=torch.bool)
 
     def text_after(rows: list[int]) -> torch.Tensor:
-        shared = torch.zeros(1, len(rows), 6, 24)
+        shared = torch.zeros(1, len(rows), 1, 6, 24)
         return block(
-            vision[:, rows], text, shared, shared[:, 0], angles[:, rows], text_angles, mask
+            vision[:, rows], text, shared, shared[:, 0], angles[:, rows], text_angles, mask[:, None]
         )[1]
 
     single = torch.stack([text_after([frame]) for frame in range(3)])
@@ -201,15 +210,120 @@ def test_a_refiner_at_step_zero_equals_its_base_bit_for_bit():
         base(**inputs, low_res_latents=torch.zeros(2, 4, 3, 4, 4))
 
 
-def test_recomputed_layers_give_the_same_gradients():
+class CountedOperators(TorchDispatchMode):
+    """How often each operator ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def attentions(self) -> int:
+        """Forward passes of attention."""
+        return sum(n for name, n in self.calls.items() if name in ATTENTION_OPERATORS)
+
+    @property
+    def products(self) -> int:
+        """Matrix products of the linear layers, forward and backward."""
+        return self.calls["aten::mm"] + self.calls["aten::addmm"]
+
+
+def test_recomputed_layers_give_the_same_gradients_and_run_again_only_what_was_not_kept():
+    inputs, gradients, counts = tiny_inputs(), {}, {}
+    for kept in (False, True, "attention"):
+        model = randomised(TINY.model_copy(update={"checkpointing": kept}))
+        with CountedOperators() as counts[kept]:
+            model(**inputs).square().mean().backward()
+        gradients[kept] = [p.grad for p in model.parameters()]
+    for recomputed in (True, "attention"):
+        for one, other in zip(gradients[False], gradients[recomputed], strict=True):
+            assert torch.equal(one, other)
+    layers = 2 * TINY.num_pairs
+    assert counts[False].attentions == layers
+    assert counts[True].attentions == 2 * layers  # once more in the backward pass
+    assert counts["attention"].attentions == layers
+    assert counts["attention"].products == counts[True].products > counts[False].products
+    with pytest.raises(ValueError, match="checkpointing"):
+        DiTConfig(checkpointing="mlp")
+
+
+def test_without_gradients_nothing_is_recomputed():
+    model = randomised(TINY.model_copy(update={"checkpointing": "attention"}))
+    with CountedOperators() as count, torch.no_grad():
+        model(**tiny_inputs())
+    assert count.attentions == 2 * TINY.num_pairs
+
+
+def test_layer_outputs_that_nobody_asked_for_are_let_go():
+    """Without gradients at most the input and the output of a layer are alive, however deep the model."""
+    model, alive, most = randomised(TINY.model_copy(update={"num_pairs": 4})), [], 0
+
+    def watch(_module, _inputs, output):
+        nonlocal most
+        vision = output[0] if isinstance(output, tuple) else output
+        alive.append(weakref.ref(vision))
+        most = max(most, sum(ref() is not None for ref in alive))
+
+    for block in (*model.spatial, *model.temporal):
+        block.register_forward_hook(watch)
+    with torch.no_grad():
+        model(**tiny_inputs())
+    assert len(alive) == 8
+    assert most <= 3
+
+
+def test_padding_changes_no_sample_of_a_batch():
+    """Attention under a mask, in one batch, against every sample on its own without any padding."""
+    model, inputs = randomised(TINY), tiny_inputs(batch=3)
+    inputs["mask"] = torch.arange(5) < torch.tensor([[5], [2], [0]])
+    together = model(**inputs)
+    for row, length in enumerate((5, 2, 1)):  # the last one has no prompt; it keeps a masked token
+        alone = {name: value[row : row + 1] for name, value in inputs.items()}
+        alone |= {name: alone[name][:, :length] for name in ("embeds", "mask")}
+        torch.testing.assert_close(together[row : row + 1], model(**alone), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_are_traced_whole_for_compilation():
+    torch.compiler.reset()
+    config = TINY.model_copy(update={"num_pairs": 1})
+    plain, traced = randomised(config), randomised(config)
+    traced.compile_layers(backend="eager", fullgraph=True)  # a break in the graph would raise
+    assert list(traced.state_dict()) == list(plain.state_dict())
     inputs = tiny_inputs()
-    gradients = []
-    for checkpointing in (False, True):
-        model = randomised(TINY.model_copy(update={"checkpointing": checkpointing}))
-        model(**inputs).square().mean().backward()
-        gradients.append([p.grad for p in model.parameters()])
-    for kept, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(kept, recomputed)
+    assert torch.equal(traced(**inputs), plain(**inputs))
+    assert torch.equal(copy.deepcopy(traced)(**inputs), plain(**inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("checkpointing", [False, "attention"])
+def test_compiled_layers_compute_the_same(checkpointing):
+    """Velocity and gradients, at two clip sizes and prompt lengths."""
+    torch.compiler.reset()
+    config = TINY.model_copy(update={"num_pairs": 1, "checkpointing": checkpointing})
+    plain, compiled = randomised(config), DiT(config.model_copy(update={"compile": True}))
+    compiled.load_state_dict(plain.state_dict())
+    for inputs in (tiny_inputs(), tiny_inputs(size=5, length=7)):
+        velocities = []
+        for model in (plain, compiled):
+            model.zero_grad()
+            velocities.append(model(**inputs))
+            velocities[-1].square().mean().backward()
+        torch.testing.assert_close(*velocities, rtol=1e-4, atol=1e-5)
+        for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_compilation_without_a_compiler_is_one_clear_error(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"needs a C\+\+ compiler and found none of .*compile=false"
+    ):
+        DiT(TINY.model_copy(update={"compile": True}))
 
 
 def test_every_parameter_receives_a_gradient():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -93,6 +94,49 @@ def test_a_first_frame_may_come_from_an_image_or_a_video(tiny_generator, tmp_pat
         + ["--image", str(tmp_path / "first.mp4"), "--out", str(tmp_path / "clips")]
     )
     assert len(load_clip_folder(tmp_path / "clips")) == 1
+
+
+def test_where_clips_start_and_end_may_both_be_given(tiny_generator, tmp_path, capsys):
+    tiny_generator("base", 32).save(tmp_path / "base")
+    write_video(tmp_path / "picture.mp4", torch.rand(3, 2, 48, 32), 8.0)
+    sample = ["generator", "sample", tmp_path / "base", "--prompt", "a red circle"]
+    made = []
+    for index, options in enumerate(
+        ([], ["--first-frame"], ["--last-frame"], ["--first-frame", "--last-frame"])
+    ):
+        given = [word for option in options for word in (option, tmp_path / "picture.mp4")]
+        main([str(word) for word in [*sample, *given, "--out", tmp_path / str(index)]])
+        made.append(read_video(load_clip_folder(tmp_path / str(index))[0].path)[0])
+    for one, other in itertools.combinations(made, 2):
+        assert not torch.equal(one, other)
+    capsys.readouterr()
+    missing = ["--last-frame", tmp_path / "none.png", "--out", tmp_path / "out"]
+    assert "none.png" in fails(capsys, *sample, *missing)
+
+
+def test_prompts_of_one_and_two_shots_are_sampled_together(tiny_generator, tmp_path, capsys):
+    tiny_generator("base", 32).save(tmp_path / "base")
+    two = "[SHOT 1] a red circle [CUT] [SHOT 2] a blue square"
+    (tmp_path / "prompts.txt").write_text(f"a red circle\n{two}\n")
+    sample = ["generator", "sample", str(tmp_path / "base")]
+    main([*sample, "--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "clips")])
+    assert [entry.caption for entry in load_clip_folder(tmp_path / "clips")] == [
+        "a red circle",
+        two,
+    ]
+    capsys.readouterr()
+    out = ["--out", tmp_path / "out"]
+    three = f"{two} [CUT] [SHOT 3] a star"
+    said = fails(capsys, *sample, "--prompt", "fine", "--prompt", three, *out)
+    assert "3 shots for a clip of 5 frames, which has room for 2" in said
+    assert "has 4b; use 4 or 8" in fails(
+        capsys, *sample, "--prompt", two.replace("SHOT 2", "SHOT 2: 5 frames"), *out
+    )
+    assert "there is no [CUT] before" in fails(
+        capsys, *sample, "--prompt", two.replace("[CUT]", ""), *out
+    )
+    assert "--prompt is empty" in fails(capsys, *sample, "--prompt", " ", "--prompt", "a", *out)
+    assert not (tmp_path / "out").exists()
 
 
 def test_steps_solver_and_guidance_may_be_others_than_the_checkpoints(

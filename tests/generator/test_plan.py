@@ -81,7 +81,7 @@ def test_flops_of_a_batch_are_those_of_its_clips():
     assert 3 * forward_flops(SMALL, GRID, TEXT).total == pytest.approx(counted, rel=0.01)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True, "attention"])
 def test_flops_of_a_training_step_are_those_that_torch_counts(checkpointing):
     config = SMALL.model_copy(update={"width": 192, "checkpointing": checkpointing})
     model = DiT(config)
@@ -106,11 +106,11 @@ def test_a_layer_of_full_attention_is_a_spatial_layer_over_one_long_frame():
         arguments = (
             torch.zeros(1, 1, tokens, width),
             torch.zeros(1, TEXT, width),
+            torch.zeros(1, 1, 1, 6, width),
             torch.zeros(1, 1, 6, width),
-            torch.zeros(1, 6, width),
             torch.zeros(1, 1, tokens, 12),
             torch.zeros(TEXT, 12),
-            torch.ones(1, TEXT, dtype=torch.bool),
+            torch.ones(1, 1, TEXT, dtype=torch.bool),
         )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         block(*arguments)
@@ -162,7 +162,7 @@ def test_parameters_are_those_of_the_real_model():
         assert count_parameters(config) == sum(p.numel() for p in DiT(config).parameters())
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True, "attention"])
 @pytest.mark.parametrize("training", [False, True])
 def test_traced_memory_without_storage_is_that_of_a_real_pass(checkpointing, training):
     config = SMALL.model_copy(update={"checkpointing": checkpointing})
@@ -173,7 +173,7 @@ def test_traced_memory_without_storage_is_that_of_a_real_pass(checkpointing, tra
     assert on_meta == pytest.approx(on_cpu, rel=0.01)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True, "attention"])
 def test_traced_memory_is_what_the_allocator_hands_out(checkpointing):
     config = SMALL.model_copy(update={"checkpointing": checkpointing})
     model, inputs = DiT(config), dit_inputs(config, GRID, TEXT, batch=2, device="cpu")
@@ -190,7 +190,7 @@ def test_traced_memory_is_what_the_allocator_hands_out(checkpointing):
     assert traced == pytest.approx(peak, rel=0.03)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True, "attention"])
 @pytest.mark.parametrize("num_pairs", [6, 9])
 def test_memory_of_a_deep_model_follows_from_shallow_ones(num_pairs, checkpointing):
     config = SMALL.model_copy(update={"num_pairs": num_pairs, "checkpointing": checkpointing})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -157,6 +158,66 @@ def test_image_to_video_gives_the_first_latent_frame_and_nothing_else(tiny_gener
     assert not nothing.condition_latents.any()
     with pytest.raises(ValueError, match="first frames"):
         backbone.image_task(torch.rand(2, 3, 16, 16), 5, 32, 32)
+
+
+def test_any_frames_may_be_given_and_their_groups_are_held(tiny_generator):
+    backbone = replace(tiny_generator(), frame_shape=(9, 32, 32))
+    first, last = torch.rand(2, 2, 3, 32, 32)
+
+    def known(task):
+        return task.condition_mask[0, 0, :, 0, 0].tolist()
+
+    both = backbone.frames_task({0: first, -1: last}, 9, 32, 32)
+    assert known(both) == [1, 0, 1]
+    # the picture that a clip shows which rests on the first frame, then jumps to the last one's group
+    clip = torch.stack([first] * 5 + [last] * 4, dim=2)
+    expected = backbone.encode(clip)
+    torch.testing.assert_close(both.condition_latents[:, :, [0, 2]], expected[:, :, [0, 2]])
+    assert not both.condition_latents[:, :, 1].any()
+    # frame 0 of both tasks is the same, the last frame alone leaves it open
+    only_first = backbone.image_task(first, 9, 32, 32)
+    torch.testing.assert_close(
+        both.condition_latents[:, :, :1], only_first.condition_latents[:, :, :1]
+    )
+    only_last = backbone.frames_task({8: last}, 9, 32, 32)
+    assert known(only_last) == [0, 0, 1]
+    still = backbone.encode(torch.stack([last] * 9, dim=2))
+    torch.testing.assert_close(only_last.condition_latents[:, :, 2], still[:, :, 2])
+    assert known(backbone.frames_task({2: first, 3: last}, 9, 32, 32)) == [0, 1, 0]
+    with pytest.raises(UserError, match="frame 9 of a clip of 9 frames; expected -9 to 8"):
+        backbone.frames_task({9: last}, 9, 32, 32)
+    with pytest.raises(ValueError, match="frames at -1"):
+        backbone.frames_task({-1: last[:, :, :16]}, 9, 32, 32)
+
+
+def test_where_a_clip_ends_may_be_given_beside_where_it_starts(tiny_generator):
+    backbone = tiny_generator()
+    first, last = torch.rand(2, 1, 3, 32, 32)
+    clips = [
+        backbone.sample(PROMPTS[0], **given)
+        for given in (
+            {},
+            {"first_frames": first},
+            {"given_frames": {-1: last}},
+            {"first_frames": first, "given_frames": {-1: last}},
+        )
+    ]
+    for one, other in itertools.combinations(clips, 2):
+        assert (one - other).abs().max() > 1e-5
+    again = backbone.sample(PROMPTS[0], given_frames={0: first})
+    assert torch.equal(again, clips[1])
+
+
+def test_a_generator_shows_more_than_no_frame_per_second(tiny_generator):
+    with pytest.raises(UserError, match=r"0\.0 frames per second; expected more than 0"):
+        replace(tiny_generator(), fps=0.0)
+
+
+def test_how_layers_run_does_not_travel_with_the_weights(tiny_generator, tmp_path):
+    backbone = tiny_generator()
+    backbone.denoiser.config = backbone.denoiser.config.model_copy(update={"compile": True})
+    backbone.save(tmp_path / "g")
+    assert not load_generator(tmp_path / "g").denoiser.config.compile
 
 
 def test_a_refiner_enlarges_clips_and_keeps_no_gradient_to_its_input(tiny_generator):

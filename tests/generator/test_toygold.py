@@ -12,8 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from generator.toygold import COMPOSITE_WEIGHTS, GOLD_DIMENSIONS, composite, measure
-from generator.toyworld import Scene, caption, render, sample_scene
+from generator.toygold import COMPOSITE_WEIGHTS, GOLD_DIMENSIONS, composite, measure, see_shots
+from generator.toyworld import (
+    Scene,
+    caption,
+    caption_shots,
+    render,
+    render_shots,
+    sample_scene,
+    sample_shot_frames,
+    sample_shots,
+)
 from reelhf.errors import UserError
 from reelhf.video import read_video, write_video
 
@@ -264,3 +273,63 @@ def test_a_clip_is_measured_in_a_few_milliseconds():
         measure(frames, prompt, FPS)
         times.append(time.process_time() - start)
     assert min(times) < 0.03  # about 11 ms of one core; the limit leaves room for a slower machine
+
+
+# Several shots
+
+
+def shot_clips(
+    n: int, num_shots: int = 2, num_frames: int = 13
+) -> list[tuple[list[Scene], list[int], str, Tensor]]:
+    rng = random.Random(5)
+    clips = []
+    for index in range(n):
+        scenes = sample_shots(rng, num_shots, "test", variety="rich")
+        lengths = sample_shot_frames(rng, num_shots, num_frames)
+        frames = render_shots(scenes, lengths, size=64, fps=FPS, seed=index)
+        clips.append((scenes, lengths, caption_shots(scenes, lengths), frames))
+    return clips
+
+
+@pytest.mark.parametrize(("num_shots", "num_frames"), [(2, 13), (3, 17)])
+def test_rendered_shots_are_seen_as_they_were_asked_for(num_shots, num_frames):
+    for _, lengths, prompt, frames in shot_clips(30, num_shots, num_frames):
+        seen = see_shots(frames, prompt, FPS)
+        assert seen.cuts == seen.asked_cuts == list(itertools.accumulate(lengths[:-1]))
+        assert seen.subjects == seen.asked_subjects
+        scores = measure(frames, prompt, FPS)
+        assert scores["cuts"] > 0.55
+        for dimension in ("prompt_following", "motion_quality", "structural_stability"):
+            assert scores[dimension] > 0.9, (prompt, scores)
+
+
+def test_a_cut_at_another_frame_is_seen_there_and_scores_less():
+    for scenes_of_clip, lengths, prompt, frames in shot_clips(12):
+        moved = [5 if lengths[0] == 9 else 9, 8 if lengths[0] == 9 else 4]
+        late = render_shots(scenes_of_clip, moved, size=64, fps=FPS)
+        seen = see_shots(late, prompt, FPS)
+        assert seen.cuts == [moved[0]] != seen.asked_cuts
+        assert measure(late, prompt, FPS)["cuts"] < 0.5 < measure(frames, prompt, FPS)["cuts"]
+
+
+def test_shots_in_the_wrong_order_have_the_wrong_subjects():
+    for scenes_of_clip, lengths, prompt, frames in shot_clips(12):
+        swapped = render_shots(scenes_of_clip[::-1], lengths, size=64, fps=FPS)
+        seen = see_shots(swapped, prompt, FPS)
+        assert seen.cuts == seen.asked_cuts
+        assert all(a != b for a, b in zip(seen.subjects, seen.asked_subjects, strict=True))
+        right, wrong = (measure(clip, prompt, FPS) for clip in (frames, swapped))
+        assert wrong["prompt_following"] < right["prompt_following"] - 0.2
+
+
+def test_an_empty_clip_shows_no_subject_and_no_clean_cut():
+    _, _, prompt, frames = shot_clips(1)[0]
+    grey = torch.full_like(frames, 0.3)
+    assert see_shots(grey, prompt, FPS).subjects == [("nothing", "nothing")] * 2
+    scores = measure(grey, prompt, FPS, first_frame=frames[:, 0])
+    assert scores["cuts"] < 0.1
+    assert scores["preservation"] < measure(frames, prompt, FPS, frames[:, 0])["preservation"]
+    with pytest.raises(UserError, match="nothing to compare the shots with"):
+        see_shots(grey, "a cat", FPS)
+    with pytest.raises(UserError, match="a clip of 0 frames per second"):
+        measure(frames, prompt, 0)

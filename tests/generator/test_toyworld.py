@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from generator.shots import parse_shots, shot_latents
 from generator.toyworld import (
     _CHOICES,
     BACKGROUNDS,
@@ -16,12 +17,17 @@ from generator.toyworld import (
     Scene,
     ToyDatasetConfig,
     caption,
+    caption_shots,
     prompt_split,
     render,
     render_dataset,
+    render_shots,
     sample_scene,
+    sample_shot_frames,
+    sample_shots,
     scene_from_caption,
     scene_split,
+    scenes_from_caption,
     trajectory,
 )
 from reelhf.clips import load_clip_folder
@@ -190,3 +196,69 @@ def test_a_complete_folder_is_left_alone_and_the_same_config_gives_the_same_file
     other = render_dataset(config, tmp_path / "b")
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in other.iterdir())
     assert (out / "captions.jsonl").read_text() == (other / "captions.jsonl").read_text()
+
+
+# Several shots
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(
+    ("clip_frames", "num_shots", "ways"), [(5, 2, 1), (9, 2, 1), (13, 2, 2), (17, 3, 3)]
+)
+def test_a_prompt_of_several_shots_reads_back_exactly(language, clip_frames, num_shots, ways):
+    rng = random.Random(0)
+    seen_lengths = set()
+    for _ in range(40):
+        scenes = sample_shots(rng, num_shots, "test", variety="rich")
+        lengths = sample_shot_frames(rng, num_shots, clip_frames)
+        text = caption_shots(scenes, lengths, language)
+        assert scenes_from_caption(text) == scenes
+        assert scene_from_caption(text) is None  # not one scene
+        latents = shot_latents(parse_shots(text).num_frames, clip_frames)
+        assert latents == shot_latents(lengths, clip_frames)
+        assert sum(lengths) == clip_frames
+        assert all(a.colour != b.colour for a, b in itertools.pairwise(scenes))
+        assert {scene_split(scene) for scene in scenes} == {"test"}
+        seen_lengths.add(tuple(lengths))
+    assert len(seen_lengths) == ways
+
+
+def test_a_plain_caption_is_one_scene_and_other_shots_are_none():
+    scene = scenes(1)[0]
+    assert scenes_from_caption(caption(scene)) == [scene]
+    assert scenes_from_caption("[SHOT 1] a cat [CUT] [SHOT 2] " + caption(scene)) is None
+    assert scenes_from_caption("[SHOT 2] " + caption(scene)) is None
+
+
+def test_shots_are_drawn_one_after_another():
+    first, second = scenes(2)
+    frames = render_shots([first, second], [5, 4], size=32, fps=8, seed=3)
+    assert frames.shape == (3, 9, 32, 32)
+    assert torch.equal(frames[:, :5], render(first, num_frames=5, size=32, fps=8, seed=3))
+    assert torch.equal(frames[:, 5:], render(second, num_frames=4, size=32, fps=8, seed=4))
+    assert torch.equal(
+        render_shots([first], [5], size=32, fps=8, seed=3),
+        render(first, num_frames=5, size=32, fps=8, seed=3),
+    )
+
+
+def test_a_dataset_has_clips_of_several_shots_when_asked(tmp_path):
+    config = ToyDatasetConfig(num_clips=8, num_frames=13, size=32, seed=2)
+    several = config.model_copy(update={"num_shots": 2, "multi_shot_fraction": 0.25})
+    plain = load_clip_folder(render_dataset(config, tmp_path / "plain"))
+    mixed = load_clip_folder(render_dataset(several, tmp_path / "mixed"))
+    counts = [len(parse_shots(entry.caption)) for entry in mixed]
+    assert counts == [1, 1, 1, 2, 1, 1, 1, 2]
+    # clips before the first of two shots are those of a dataset without any
+    assert [e.path.name for e in mixed[:3]] == [e.path.name for e in plain[:3]]
+    assert all(len(parse_shots(entry.caption)) == 1 for entry in plain)
+    assert {probe_video(entry.path).frames for entry in mixed} == {13}
+
+
+def test_a_dataset_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"num_frames 8; the causal VAE needs 1 .* use 5 or 9"):
+        ToyDatasetConfig(num_frames=8)
+    with pytest.raises(ValueError, match="num_shots 4; a clip of 9 frames has room for 3"):
+        ToyDatasetConfig(num_frames=9, num_shots=4)
+    with pytest.raises(UserError, match="a clip of 0 frames per second"):
+        render(scenes(1)[0], num_frames=5, size=32, fps=0)
