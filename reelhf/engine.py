@@ -7,7 +7,7 @@ What DeepSpeed 0.19 demands, each with a test in `tests/reelhf/test_engine_deeps
 - activation checkpointing with `use_reentrant=False`;
 - under ZeRO-3 every rank makes the same number of forward calls;
 - a frozen network that gradients pass through stays a plain module, never a second engine;
-- a checkpoint is loaded on as many processes as wrote it.
+- a checkpoint of DeepSpeed's own is loaded on as many processes as wrote it; `reelhf.engine_state` writes ours.
 
 Gradients are averaged over ranks. With unequal numbers of valid samples per rank, the mean over all of them is
 `loss = local_sum * global_mean_scale(local_count)`: gradients then do not depend on the number of processes.
@@ -34,12 +34,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, distributed, nn
 
 from reelhf.config import Config
+from reelhf.engine_state import INDEX, EngineState
 from reelhf.errors import UserError
 
 PROCESS_GROUP_TIMEOUT = timedelta(
     hours=2
 )  # a rank may wait for another's long rollout or reward call
-DEEPSPEED_TAG = "deepspeed"
 MAX_NAMES_SHOWN = 3
 
 if not torch.cuda.is_available():
@@ -174,7 +174,11 @@ class Engine:
             raise ValueError("no parameter to train: all of them are frozen")
         self.config = config
         self._optimizer_config = optimizer
-        self._watch = _FiniteWatch(module, trained)  # before ZeRO-3 empties the tensors it hooks
+        # both before ZeRO-3 empties the tensors
+        self._watch = _FiniteWatch(module, trained)
+        ids = {id(p) for p in trained}
+        named = {name: p for name, p in module.named_parameters() if id(p) in ids}
+        shapes = {name: list(p.shape) for name, p in named.items()}
         self._adamw = _RefusableAdamW(
             trained,
             lr=optimizer.lr,
@@ -190,6 +194,7 @@ class Engine:
             dist_init_required=False,
         )
         self._trained = trained
+        self._state = EngineState(self._engine, self._adamw, named, shapes, config.zero_stage)
         self.steps = 0
         """Optimizer steps so far, refused ones included."""
         self.skipped = 0
@@ -246,7 +251,10 @@ class Engine:
         """Write weights, optimizer and this rank's `client_state`; all ranks call it with the same folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(str(folder), tag=DEEPSPEED_TAG)
+        rest = {
+            name: t for name, t in self._full_state().items() if name not in self._state.trained
+        }
+        self._state.save(folder, rest, rank())
         torch.save(
             {"client": client_state, "steps": self.steps, "skipped": self.skipped},
             folder / f"client_rank_{rank():03d}.pt",
@@ -256,10 +264,13 @@ class Engine:
             (folder / "engine.json").write_text(json.dumps(layout) + "\n", encoding="utf-8")
         barrier()
 
-    def load(self, folder: str | Path) -> dict[str, Any]:
+    def load(self, folder: str | Path, *, any_world_size: bool = False) -> dict[str, Any]:
         """Restore what `save` wrote and return this rank's `client_state`; all ranks call it.
 
-        Raises: UserError if the folder holds no checkpoint, or one of another number of processes or ZeRO stage.
+        Args:
+            any_world_size: on another number of processes, every rank gets the client state of rank 0. Right where it holds
+                nothing of a rank's own, such as the state of its random numbers.
+        Raises: UserError if the folder holds no checkpoint, or one of another architecture, ZeRO stage or number of processes.
         """
         folder = Path(folder)
         layout_file = folder / "engine.json"
@@ -269,18 +280,36 @@ class Engine:
             )
         saved = json.loads(layout_file.read_text(encoding="utf-8"))
         here = {"world_size": world_size(), "zero_stage": self.config.zero_stage}
-        if saved != here:
+        moved = saved["world_size"] != here["world_size"]
+        if saved["zero_stage"] != here["zero_stage"] or (moved and not any_world_size):
+            same = "zero_stage" if any_world_size else "number of processes and zero_stage"
             raise UserError(
                 f"{folder} was saved with {_layout(saved)}, this run has {_layout(here)}; "
-                "resume with the same number of processes and zero_stage."
+                f"resume with the same {same}."
             )
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=DEEPSPEED_TAG)
-        if loaded is None:
-            raise UserError(f"{folder} is incomplete: DeepSpeed found no state in it.")
-        state = torch.load(folder / f"client_rank_{rank():03d}.pt", weights_only=False)
+        if not (folder / INDEX).is_file():
+            raise UserError(
+                f"{folder} was written by an older version, in DeepSpeed's own format; finish that run with it."
+            )
+        self._load_rest(self._state.load(folder))
+        file = folder / f"client_rank_{0 if moved else rank():03d}.pt"
+        state = torch.load(file, weights_only=False)
         self.steps, self.skipped = state["steps"], state["skipped"]
         client: dict[str, Any] = state["client"]
         return client
+
+    def _full_state(self) -> dict[str, Tensor]:
+        """Frozen parameters and buffers, whole; trained parameters as they are here."""
+        frozen = [p for n, p in self.module.named_parameters() if n not in self._state.trained]
+        with gathered_parameters(nn.ParameterList(frozen)):
+            return {name: t.detach().cpu().clone() for name, t in self.module.state_dict().items()}
+
+    @torch.no_grad()
+    def _load_rest(self, rest: dict[str, Tensor]) -> None:
+        """Frozen parameters and buffers; a frozen parameter that ZeRO-3 split is as it was when the module was built."""
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            if name in rest and not hasattr(tensor, "ds_id"):
+                tensor.copy_(rest[name])
 
     def _set_learning_rate(self) -> float:
         warmup = self._optimizer_config.warmup_steps

@@ -110,9 +110,11 @@ def save_state(folder: Path, engine: Engine, ema: Ema | None, client: dict[str, 
         torch.save(ema.state_dict(), folder / "ema.pt")
 
 
-def load_state(folder: Path, engine: Engine, ema: Ema | None) -> dict[str, Any]:
-    """Restore what `save_state` wrote; this rank's `client`."""
-    client = engine.load(folder / "engine")
+def load_state(
+    folder: Path, engine: Engine, ema: Ema | None, *, any_world_size: bool = False
+) -> dict[str, Any]:
+    """Restore what `save_state` wrote; this rank's `client`, or on another number of processes rank 0's (`Engine.load`)."""
+    client = engine.load(folder / "engine", any_world_size=any_world_size)
     if ema is not None:
         state = torch.load(folder / "ema.pt", map_location="cpu", weights_only=True)
         ema.load_state_dict(state)
