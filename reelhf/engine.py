@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import os
 import random
 import sys
@@ -157,6 +158,7 @@ class Engine:
     Args:
         module: moved to `device()`; under ZeRO-3 its weights are split, see `full_state_dict`.
         parameters: what is trained; by default every parameter that requires a gradient.
+        learning_rate: of each step, counted from 0; by default a linear warmup to the optimizer's constant rate.
     """
 
     def __init__(
@@ -166,6 +168,7 @@ class Engine:
         config: EngineConfig,
         *,
         parameters: Iterable[nn.Parameter] | None = None,
+        learning_rate: Callable[[int], float] | None = None,
     ) -> None:
         init_distributed()
         module.to(device())
@@ -174,6 +177,9 @@ class Engine:
             raise ValueError("no parameter to train: all of them are frozen")
         self.config = config
         self._optimizer_config = optimizer
+        self._learning_rate = learning_rate
+        self._losses: list[Tensor] = []
+        """Since the last step, for the message that names one that is not finite."""
         # both before ZeRO-3 empties the tensors
         self._watch = _FiniteWatch(module, trained)
         ids = {id(p) for p in trained}
@@ -211,13 +217,14 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a scalar loss; ranks are averaged."""
+        self._losses.append(loss.detach())
         self._engine.backward(loss)
 
     def step(self) -> dict[str, float]:
         """Update the weights if this backward pass completed an accumulation.
 
         A gradient that is not finite on any rank refuses the step on all: weights and moments stay, and the
-        parameters are named on stderr.
+        losses and parameters are named on stderr.
 
         Returns: `grad_norm` before clipping (nan when refused), `lr`, and `skipped` (1 when refused, else 0);
             empty between accumulation boundaries.
@@ -233,11 +240,19 @@ class Engine:
         if norm is None:
             norm = float(self._engine.get_global_grad_norm() or 0.0)
         self.steps += 1
+        losses, self._losses = self._losses, []
         if bad_anywhere:
             self.skipped += 1
             where = _listing(bad_names) or "another rank"
+            values = [loss.item() for loss in losses]
+            bad_losses = [
+                f"the loss of micro-batch {number} of {len(values)} is {value:g}, and "
+                for number, value in enumerate(values, start=1)
+                if not math.isfinite(value)
+            ]
             print(
-                f"step {self.steps} refused: the gradient is not finite in {where}", file=sys.stderr
+                f"step {self.steps} refused: {''.join(bad_losses[:1])}the gradient is not finite in {where}",
+                file=sys.stderr,
             )
             norm = float("nan")
         return {"grad_norm": norm, "lr": lr, "skipped": float(bad_anywhere)}
@@ -312,8 +327,11 @@ class Engine:
                 tensor.copy_(rest[name])
 
     def _set_learning_rate(self) -> float:
-        warmup = self._optimizer_config.warmup_steps
-        lr = self._optimizer_config.lr * min(1.0, (self.steps + 1) / warmup if warmup else 1.0)
+        if self._learning_rate is not None:
+            lr = self._learning_rate(self.steps)
+        else:
+            warmup = self._optimizer_config.warmup_steps
+            lr = self._optimizer_config.lr * min(1.0, (self.steps + 1) / warmup if warmup else 1.0)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         for group in self._adamw.param_groups:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from generator.data.buckets import Bucket, BucketConfig, place, source_frames
-from generator.data.manifest import ManifestClip, caption_counts
+from generator.data.buckets import Bucket, BucketConfig, source_frames
+from generator.data.manifest import ManifestClip, caption_counts, place_clip
 from generator.data.store import LatentStore, Skipped, Window
 from reelhf.clips import resize_frames
 from reelhf.engine import barrier, device, is_main, rank, world_size
@@ -105,16 +105,10 @@ def cut_clip(
 ) -> tuple[list[Cut], Skipped | None]:
     """All windows that fit one after another into a clip, at the buckets' exact rate; or why there is none."""
     info = probe_video(clip.path)
-    first, last = clip.frame_range(info.frames, info.fps)
-    if first >= last:
-        until = f" to {clip.end:g} s" if clip.end is not None else ""
-        return [], Skipped(
-            clip.name,
-            f"no frame from {clip.start:g} s{until}: the file lasts {info.seconds:.2f} s",
-        )
-    where = place(last - first, info.fps, info.width, info.height, buckets, is_image=clip.is_image)
+    where = place_clip(clip, info, buckets)
     if where.bucket is None:
         return [], Skipped(clip.name, where.reason or "")
+    first, _ = clip.frame_range(info.frames, info.fps)
     bucket = where.bucket
     source = sha256_file(clip.path)
     steps = source_frames(where.windows * bucket.num_frames, info.fps, buckets.fps)

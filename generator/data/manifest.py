@@ -14,9 +14,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from generator.data.buckets import BucketConfig, Placement, place
 from reelhf.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from reelhf.video import VideoInfo
 
 CaptionKind = Literal["caption", "long_caption", "motion_caption"]
 CAPTION_KINDS: tuple[CaptionKind, ...] = get_args(CaptionKind)
@@ -80,6 +84,17 @@ def read_clips(source: str | Path) -> list[ManifestClip]:
     if not clips:
         raise UserError(f"{source} holds no rows; expected one per clip with 'path' and 'caption'")
     return clips
+
+
+def place_clip(clip: ManifestClip, info: VideoInfo, config: BucketConfig) -> Placement:
+    """The bucket of a part of a file, or why it has none."""
+    first, last = clip.frame_range(info.frames, info.fps)
+    if first >= last:
+        until = f" to {clip.end:g} s" if clip.end is not None else ""
+        lasts = f"the file lasts {info.seconds:.2f} s"
+        return Placement(None, f"no frame from {clip.start:g} s{until}: {lasts}", 0)
+    size = (info.width, info.height)
+    return place(last - first, info.fps, *size, config, is_image=clip.is_image)
 
 
 def _of_folder(folder: Path) -> Iterator[ManifestClip]:
