@@ -9,12 +9,16 @@ per layer. Queries and keys are RMS-normalised per head, then rotated.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generator.rope import apply_rope
+
+if TYPE_CHECKING:
+    from generator.parallel import FrameShards
 
 
 class Mlp(nn.Module):
@@ -110,6 +114,7 @@ class SpatialBlock(nn.Module):
         vision_angles: Tensor,
         text_angles: Tensor,
         text_mask: Tensor,
+        shards: FrameShards | None = None,
     ) -> tuple[Tensor, Tensor]:
         """vision [B, T, S, width] and text [B, L, width] -> the same shapes.
 
@@ -117,6 +122,7 @@ class SpatialBlock(nn.Module):
             vision_shared [B, T, 6, width], text_shared [B, 6, width]: modulation shared by all layers.
             vision_angles [B, T, S, A], text_angles [L, A]: rotary angles.
             text_mask: [B, L], True where a token exists.
+            shards: where T is only this process's part of the clip's frames.
         """
         batch, frames, positions, _ = vision.shape
         length = text.shape[1]
@@ -149,7 +155,9 @@ class SpatialBlock(nn.Module):
         if self.text_mlp is None:
             return vision, text
         t_gate, t_shift2, t_scale2, t_gate2 = t_rest
-        text = text + t_gate * self.text_attention.join(attended[:, :, :, :length].mean(dim=1))
+        of_text = attended[:, :, :, :length]
+        of_text = of_text.mean(dim=1) if shards is None else shards.mean(of_text)
+        text = text + t_gate * self.text_attention.join(of_text)
         text = text + t_gate2 * self.text_mlp(modulate(text, t_shift2, t_scale2))
         return vision, text
 
@@ -204,8 +212,17 @@ class TemporalBlock(nn.Module):
         self.attention = HeadProjection(width, num_heads)
         self.mlp = Mlp(width, mlp_ratio)
 
-    def forward(self, vision: Tensor, shared: Tensor, grid_angles: Tensor) -> Tensor:
-        """vision [B, T, h * w, width], shared [B, T, 6, width], grid_angles [T, h, w, A] -> vision."""
+    def forward(
+        self,
+        vision: Tensor,
+        shared: Tensor,
+        grid_angles: Tensor,
+        shards: FrameShards | None = None,
+    ) -> Tensor:
+        """vision [B, T, h * w, width], shared [B, T, 6, width], grid_angles [T, h, w, A] -> vision.
+
+        With `shards`, T is only this process's part of the clip's frames, and the others' are attended to all the same.
+        """
         batch = len(vision)
         shift, scale, gate, shift2, scale2, gate2 = self.modulation(shared)
         members, valid, slots = (
@@ -220,9 +237,13 @@ class TemporalBlock(nn.Module):
             """[B, heads, N, d] -> [B * heads, W, M, d]."""
             return x.flatten(0, 1).index_select(1, members.flatten()).unflatten(1, members.shape)
 
-        attended = F.scaled_dot_product_attention(
-            windows(q), windows(k), windows(v), attn_mask=valid[None, :, None, :]
-        )
-        back = attended.flatten(1, 2).index_select(1, slots).unflatten(0, (batch, -1))
+        if shards is None:
+            attended = F.scaled_dot_product_attention(
+                windows(q), windows(k), windows(v), attn_mask=valid[None, :, None, :]
+            )
+            back = attended.flatten(1, 2).index_select(1, slots).unflatten(0, (batch, -1))
+        else:
+            size = (grid_angles.shape[1], grid_angles.shape[2])
+            back = shards.window_attention(q, k, v, size, self.window, self.shifted)
         vision = vision + gate * self.attention.join(back).view_as(vision)
         return vision + gate2 * self.mlp(modulate(vision, shift2, scale2))

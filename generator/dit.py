@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from generator.blocks import SpatialBlock, TemporalBlock, modulate
+from generator.parallel import FrameShards, SequenceGroup
 from generator.rope import grid_positions, rope_angles, text_positions, video_positions
 from reelhf.config import Config
 
@@ -114,6 +115,8 @@ class DiT(nn.Module):
         )
         self.output_modulation = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, config.channels)
+        self.sequence_group: SequenceGroup | None = None
+        """The processes that share each clip; all of them then call this network with the same inputs and get the whole result."""
         self._initialise()
 
     def _initialise(self) -> None:
@@ -226,15 +229,34 @@ class DiT(nn.Module):
             text_positions(embeds.shape[1], noisy.device), head_dim, theta=theta
         )
 
-        # 4. Layers.
+        # 4. Layers, each process of a group with its own frames.
+        shards = None
+        if self.sequence_group is not None:
+            shards = FrameShards(self.sequence_group, frames)
+            vision, vision_shared, vision_angles = (
+                shards.local(x, dim=1) for x in (vision, vision_shared, vision_angles)
+            )
+            grid_angles = shards.local(grid_angles, dim=0)
         hidden: dict[int, Tensor] = {}
         for pair, (spatial, temporal) in enumerate(zip(self.spatial, self.temporal, strict=True)):
             vision, text = self._layer(
-                spatial, vision, text, vision_shared, text_shared, vision_angles, text_angles, mask
+                spatial,
+                vision,
+                text,
+                vision_shared,
+                text_shared,
+                vision_angles,
+                text_angles,
+                mask,
+                shards,
             )
             hidden[2 * pair] = vision
-            vision = self._layer(temporal, vision, vision_shared, grid_angles)
+            vision = self._layer(temporal, vision, vision_shared, grid_angles, shards)
             hidden[2 * pair + 1] = vision
+
+        if shards is not None:
+            vision = shards.whole(vision)
+            hidden = {index: shards.whole(hidden[index]) for index in features}
 
         # 5. Velocity.
         shift, scale = self.output_modulation(vector).unsqueeze(2).chunk(2, dim=-1)
@@ -244,7 +266,7 @@ class DiT(nn.Module):
             return velocity
         return velocity, {index: hidden[index].unflatten(2, (height, width)) for index in features}
 
-    def _layer(self, layer: nn.Module, *args: Tensor) -> Any:
+    def _layer(self, layer: nn.Module, *args: Any) -> Any:
         if self.config.checkpointing and torch.is_grad_enabled():
             return checkpoint(layer, *args, use_reentrant=False)
         return layer(*args)
