@@ -110,6 +110,7 @@ class BucketStream:
         micro_batches: per step, over all processes.
         number: of the stage in its run, which separates its order from others'.
         first_position: of its first sample in the run's stream of samples.
+        sharing: consecutive processes that share each clip and so compute the same micro-batches.
     Raises: UserError when the processes do not divide the micro-batches, or a share of the tasks has no clips.
     """
 
@@ -126,11 +127,20 @@ class BucketStream:
         number: int,
         first_position: int,
         name: str,
+        sharing: int = 1,
     ) -> None:
-        if micro_batches % world_size():
+        self.num_groups, rest = divmod(world_size(), sharing)
+        if rest:
             raise UserError(
-                f"micro_batches {micro_batches} cannot be split over {world_size()} processes; use a multiple of {world_size()}"
+                f"sequence_parallel {sharing} does not divide the {world_size()} processes"
             )
+        if micro_batches % self.num_groups:
+            shared = f" of which {sharing} share each clip" * (sharing > 1)
+            raise UserError(
+                f"micro_batches {micro_batches} cannot be split over {world_size()} processes{shared}; "
+                f"use a multiple of {self.num_groups}"
+            )
+        self.own_group = rank() // sharing
         self.store, self.windows, self.draws, self.captions = store, windows, draws, captions
         self.table, self.per_step, self.first_position = table, micro_batches, first_position
         self.stride = max(sizes.values())
@@ -158,8 +168,8 @@ class BucketStream:
         return plans
 
     def shares(self, plans: Sequence[Planned]) -> list[list[int]]:
-        """Which of a step's micro-batches each process computes: loads as equal as can be, as many for each."""
-        return deal([len(plan.rows) * self.table[plan.bucket] for plan in plans], world_size())
+        """Which of a step's micro-batches each process (or group that shares clips) computes: loads as equal as can be."""
+        return deal([len(plan.rows) * self.table[plan.bucket] for plan in plans], self.num_groups)
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """This rank's micro-batches of a step; the next step's are read meanwhile."""
@@ -171,7 +181,7 @@ class BucketStream:
     def _read(self, step: int) -> list[Batch]:
         plans = self.planned(step)
         total = sum(len(plan.rows) for plan in plans)
-        return [self._batch(plans[index], total) for index in self.shares(plans)[rank()]]
+        return [self._batch(plans[index], total) for index in self.shares(plans)[self.own_group]]
 
     def _batch(self, plan: Planned, total: int) -> Batch:
         windows = [self.windows[row] for row in plan.rows]

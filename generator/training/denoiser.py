@@ -23,6 +23,7 @@ from generator.base import BackboneSpec, SamplerSpec
 from generator.checkpoint import DiTGenerator, load_generator
 from generator.dit import DiT, DiTConfig
 from generator.flow import add_noise, flow_matching_loss, sigma_schedule
+from generator.parallel import sequence_group
 from generator.plan.devices import peak_flops_here
 from generator.plan.flops import LatentGrid, model_flops
 from generator.refiner import LowResConfig, check_sizes, low_res_inputs, refiner_from_base
@@ -56,7 +57,9 @@ from reelhf.training import TrainLoop, run_identity
 from reelhf.video import write_video
 
 VALIDATION_SIGMAS = (0.2, 0.4, 0.6, 0.8)
-FREE_TO_CHANGE = frozenset({"validate_every", "sample_every", "num_samples", "num_validation"})
+FREE_TO_CHANGE = frozenset(
+    {"validate_every", "sample_every", "num_samples", "num_validation", "sequence_parallel"}
+)
 """Keys that a resumed run may have otherwise."""
 MAX_NAMES_SHOWN = 5
 
@@ -127,6 +130,8 @@ class DenoiserTrainConfig(Config):
     `num_steps`, `batch_size`, `gradient_accumulation_steps` and `max_clips` are not used."""
     micro_batches: PositiveInt = 1
     """With stages: forward passes per optimizer step over all processes, a multiple of their number; each of one bucket."""
+    sequence_parallel: PositiveInt = 1
+    """With stages: consecutive processes that share each clip, for clips too long for one."""
     balance: Literal["measured", "flops"] = "measured"
     """With stages: what a sample of a bucket costs. `measured`: timed at the start of the run and kept in its folder; `flops`: counted."""
     lora: LoraSettings | None = None
@@ -162,6 +167,8 @@ class DenoiserTrainConfig(Config):
             raise ValueError("stages are of a base; a refiner is trained in one")
         if self.lora is not None and not self.stages:
             raise ValueError("lora needs stages: it adapts a generator to what they name")
+        if self.sequence_parallel > 1 and not self.stages:
+            raise ValueError("sequence_parallel needs stages: a run of one size shares no clips")
         return self
 
     @model_validator(mode="after")
@@ -295,6 +302,8 @@ def train_denoiser(
         ),
         learning_rate=rate_of_run(config, stages),
     )
+    if config.sequence_parallel > 1:
+        loop.engine.module.sequence_group = sequence_group(config.sequence_parallel)
     best = BestWeights(stages[-1].early_stop, loop.resumed)
 
     for step in loop.steps(f"training the {backbone.role}"):
@@ -319,7 +328,8 @@ def train_denoiser(
             seen.append((batch, loss.detach()))
 
         # 2. Report; validate, sample and save when due.
-        metrics = {"loss": all_reduce_sum(loss_sum).item() / batch.samples_of_step, **update}
+        total = all_reduce_sum(loss_sum).item() / config.sequence_parallel
+        metrics = {"loss": total / batch.samples_of_step, **update}
         metrics |= speed_metrics(config, backbone, [b for b, _ in seen], time.monotonic() - started)
         if len(stages) > 1:
             metrics["stage"] = stages.index(stage)
@@ -406,6 +416,7 @@ def speed_metrics(
         flops += len(batch) * model_flops(
             backbone.denoiser.config, grid, batch.condition.embeds.shape[1]
         )
+    flops /= config.sequence_parallel
     metrics = {"speed/step_seconds": seconds, "speed/flops_per_second": flops / seconds}
     peak = peak_flops_here(config.bf16)
     if peak is not None:

@@ -27,7 +27,7 @@ from generator.training.denoiser import DenoiserTrainConfig, Stage, new_base, tr
 from generator.training.latents import Draws, LatentSet
 from generator.training.stages import StageConfig, learning_rate
 from generator.vae import VideoVAE
-from reelhf.engine import barrier, device, init_distributed, is_main, seed_everything, world_size
+from reelhf.engine import barrier, device, init_distributed, is_main, seed_everything
 from reelhf.errors import UserError, did_you_mean
 from reelhf.hashing import content_hash, weight_hashes
 
@@ -194,6 +194,7 @@ def make_stage(
         number=number,
         first_position=first_position,
         name=stage.name,
+        sharing=config.sequence_parallel,
     )
     sets = validation_sets(store, validation[: config.num_validation], sizes)
     frames, height, width = sets[0].latents.shape[2:]
@@ -216,7 +217,7 @@ def make_stage(
         ),
         identity=([[w.key, w.captions] for w in training],),
         micro_batch_size=max(sizes.values()),
-        accumulation_steps=config.micro_batches // world_size(),
+        accumulation_steps=config.micro_batches // stream.num_groups,
         learning_rate=partial(
             learning_rate,
             num_steps=stage.num_steps,

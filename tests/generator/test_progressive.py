@@ -350,18 +350,20 @@ def test_the_command_trains_from_a_yaml(data, tiny_folders, tmp_path, capsys):
     assert "next: reelhf generator sample" in capsys.readouterr().out
 
 
-def launch(processes: int, *arguments: object) -> None:
+def launch(processes: int, scenarios: list[dict], folder: Path) -> None:
+    """Run the scenarios one after another on this many processes."""
+    (folder / "scenarios.json").write_text(json.dumps(scenarios))
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [*command, *map(str, (WORKER, *arguments))],
+        [*command, str(WORKER), str(folder / "scenarios.json")],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "DS_ACCELERATOR": "cpu"},
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -376,29 +378,57 @@ def same_course(one: Path, two: Path, *, rel: float = 1e-4) -> None:
         torch.testing.assert_close(weights(two / "generator")[name], value, rtol=1e-3, atol=1e-5)
 
 
+ZERO_STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def runs(data, tiny_folders, tmp_path_factory) -> Path:
+    """Per ZeRO stage, `<stage>_<name>`: one process, two, one stopped and two going on, two stopped and one going on.
+
+    And `shared`: two processes that share every clip.
+    """
+    root = tmp_path_factory.mktemp("processes")
+    vae, text = tiny_folders
+    common = {"data": str(data), "vae": str(vae), "text": str(text)}
+
+    def scenario(name: str, zero_stage: int, **more: object) -> dict:
+        sharing = 2 if name == "shared" else 1
+        config = staged(zero_stage=zero_stage, micro_batches=4, sequence_parallel=sharing)
+        out = str(root / f"{zero_stage}_{name}")
+        return {**common, "config": config.model_dump(mode="json"), "out": out, **more}
+
+    first = [scenario("one", 0, gradients=True), *(scenario("one", s) for s in ZERO_STAGES[1:])]
+    launch(1, [*first, *(scenario("from_one", s, stop_after=4) for s in ZERO_STAGES)], root)
+    second = [scenario("two", 0, gradients=True), *(scenario("two", s) for s in ZERO_STAGES[1:])]
+    second += [scenario("from_two", s, stop_after=4) for s in ZERO_STAGES]
+    second += [scenario("from_one", s) for s in ZERO_STAGES]
+    launch(2, [*second, scenario("shared", 0), scenario("shared", 2)], root)
+    for stage in ZERO_STAGES:
+        assert len(read_metrics(root / f"{stage}_from_two")) == 4
+    launch(1, [scenario("from_two", s) for s in ZERO_STAGES], root)
+    return root
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_two_processes_equal_one_and_either_goes_on_for_the_other(
-    zero_stage, data, tiny_folders, tmp_path
-):
-    """Same global batches and seeds, fp32: one process, two, two stopped and one going on, one stopped and two going on."""
-    config = staged(zero_stage=zero_stage, micro_batches=4)
-    (tmp_path / "config.json").write_text(config.model_dump_json())
-    common = (tmp_path / "config.json", data, *tiny_folders)
-    one, two = tmp_path / "one", tmp_path / "two"
-    launch(1, *common, one)
-    launch(2, *common, two)
-    same_course(one, two)
-    if zero_stage == 0:
-        gradients = [torch.load(path.with_suffix(".gradients.pt")) for path in (one, two)]
-        for name, value in gradients[0].items():
-            scale = value.abs().max().item()
-            torch.testing.assert_close(
-                gradients[1][name], value, rtol=1e-5, atol=1e-5 * scale + 1e-12
-            )
-    for before, after in ((2, 1), (1, 2)):
-        moved = tmp_path / f"from{before}to{after}"
-        launch(before, *common, moved, 4)
-        assert len(read_metrics(moved)) == 4
-        launch(after, *common, moved)
-        same_course(one, moved)
+@pytest.mark.parametrize("name", ["two", "from_one", "from_two"])
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_two_processes_equal_one_and_either_goes_on_for_the_other(zero_stage, name, runs):
+    """Same global batches and seeds, fp32."""
+    same_course(runs / f"{zero_stage}_one", runs / f"{zero_stage}_{name}")
+    attempts = [row["attempt"] for row in read_metrics(runs / f"{zero_stage}_{name}")]
+    assert attempts == ([1] * 8 if name == "two" else [1] * 4 + [2] * 4)
+
+
+@pytest.mark.slow
+def test_the_first_gradient_of_two_processes_is_that_of_one(runs):
+    one, two = (torch.load(runs / f"0_{name}.gradients.pt") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        scale = value.abs().max().item()
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5 * scale + 1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_two_processes_that_share_every_clip_train_as_one(zero_stage, runs):
+    same_course(runs / f"{zero_stage}_one", runs / f"{zero_stage}_shared")

@@ -16,6 +16,7 @@ from generator.training.bucket_stream import BucketEpochs, BucketStream, images_
 from generator.training.latents import Draws, SigmaConfig, TaskMixConfig
 from generator.training.progressive import split_windows
 from generator.training.stages import CaptionMixConfig, EarlyStop, EarlyStopConfig, learning_rate
+from reelhf.cli import main
 from reelhf.errors import UserError
 from tests.generator.staged_parts import STAGED, staged
 
@@ -31,12 +32,12 @@ def window(number: int, bucket: Bucket, source: str | None = None) -> Window:
     )
 
 
-def stream(windows, *, share=0.25, per_step=4, number=0, first=0) -> BucketStream:
+def stream(windows, *, share=0.25, per_step=4, number=0, first=0, sharing=1) -> BucketStream:
     draws = Draws(3, SigmaConfig(), TaskMixConfig(text_to_image=share), 0.1)
     sizes, table = {SMALL: 3, LARGE: 2, IMAGE: 6}, {SMALL: 1.0, LARGE: 1.7, IMAGE: 0.4}
     return BucketStream(
         None, windows, draws, CaptionMixConfig(), sizes=sizes, table=table, micro_batches=per_step,
-        number=number, first_position=first, name="test",
+        number=number, first_position=first, name="test", sharing=sharing,
     )  # fmt: skip
 
 
@@ -178,6 +179,30 @@ def test_whole_files_validate_and_one_file_is_too_few():
         split_windows(windows[:4], 8, "stage x")
 
 
+def test_a_plan_of_stages_asks_for_one_size(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "configs/generator/stages_toy.yaml"])
+    assert "has stages; a plan is of one size" in capsys.readouterr().err
+    main(["plan", "configs/generator/stages_toy.yaml", "stages=[]", "--device", "cpu"])
+
+
+def test_processes_that_share_clips_compute_the_same_micro_batches(monkeypatch):
+    monkeypatch.setattr(bucket_stream, "world_size", lambda: 4)
+    groups = []
+    for process in range(4):
+        monkeypatch.setattr(bucket_stream, "rank", lambda process=process: process)
+        own = stream(WINDOWS, sharing=2)
+        groups.append(own.own_group)
+        assert len(own.shares(own.planned(0))) == 2
+    assert groups == [0, 0, 1, 1]
+    with pytest.raises(UserError, match="sequence_parallel 3 does not divide the 4 processes"):
+        stream(WINDOWS, sharing=3)
+    with pytest.raises(
+        UserError, match=r"4 processes of which 2 share each clip; use a multiple of 2"
+    ):
+        stream(WINDOWS, per_step=3, sharing=2)
+
+
 def test_configs_that_make_no_sense_are_refused():
     stages = STAGED["stages"]
     with pytest.raises(ValueError, match="two stages are called pictures"):
@@ -188,5 +213,7 @@ def test_configs_that_make_no_sense_are_refused():
         staged(stage="refiner")
     with pytest.raises(ValueError, match="lora needs stages"):
         staged(stages=[], lora={"rank": 2})
+    with pytest.raises(ValueError, match="sequence_parallel needs stages"):
+        staged(stages=[], sequence_parallel=2)
     assert staged().total_steps == 8
     assert BackboneSpec(8).latent_shape(*staged().frame_shape) == (8, 3, 2, 2)
