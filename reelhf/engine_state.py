@@ -157,6 +157,7 @@ class EngineState:
     def _pieces(self) -> Iterator[tuple[str, Piece]]:
         """This process's part of every trained parameter, by where DeepSpeed keeps float32 weights at each stage."""
         optimizer = self.engine.optimizer
+        parameter: Any  # DeepSpeed writes attributes on it
         for name, parameter in self.trained.items():
             if hasattr(
                 parameter, "ds_id"

@@ -40,6 +40,7 @@ def encode(
     from reelhf.errors import UserError
 
     config = read_config_words(DenoiserTrainConfig, words or [])
+    assert isinstance(config, DenoiserTrainConfig)
     if clips is None:
         raise UserError("missing --clips, the manifest or folder of captioned clips")
     if dry_run:

@@ -7,7 +7,6 @@ One page, `train_denoiser`: draw a batch, noise it, compare velocities, step, av
 from __future__ import annotations
 
 import math
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -480,7 +479,8 @@ def mean_validation_loss(
     losses = [validation_loss(backbone, denoiser, data, weights) for data in sets]
     if len(losses) == 1:
         return losses[0]
-    return statistics.fmean(losses, weights=[len(data) for data in sets])
+    counts = [len(data) for data in sets]
+    return math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / sum(counts)
 
 
 def save_samples(

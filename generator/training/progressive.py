@@ -112,6 +112,7 @@ def train_stages(
     position = 0
     for number, (stage, own) in enumerate(zip(config.stages, windows, strict=True)):
         made = make_stage(config, stage, backbone, store, own, table, number, position)
+        assert isinstance(made.stream, BucketStream)
         position += stage.num_steps * config.micro_batches * made.stream.stride
         stages.append(made)
     if init is not None:  # another parent is another run
