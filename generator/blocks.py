@@ -9,12 +9,16 @@ per layer. Queries and keys are RMS-normalised per head, then rotated.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from generator.rope import apply_rope
+
+if TYPE_CHECKING:
+    from generator.parallel import FrameShards
 
 
 class Mlp(nn.Module):
@@ -110,6 +114,7 @@ class SpatialBlock(nn.Module):
         text_angles: Tensor,
         text_mask: Tensor,
         text_share: Tensor | None = None,
+        shards: FrameShards | None = None,
     ) -> tuple[Tensor, Tensor]:
         """vision [B, T, S, width] and text [B, L, width] -> the same shapes.
 
@@ -118,6 +123,7 @@ class SpatialBlock(nn.Module):
             vision_angles [B, T, S, A], text_angles [L, A] or [B, 1, L, A]: rotary angles.
             text_mask: [B, 1 or T, L], True where a frame reads the token.
             text_share: [B, T, L], how much each frame counts in a token's output; None is the mean over all frames.
+            shards: where T is only this process's part of the clip's frames.
         """
         batch, frames, positions, _ = vision.shape
         length = text.shape[1]
@@ -151,10 +157,11 @@ class SpatialBlock(nn.Module):
             return vision, text
         t_gate, t_shift2, t_scale2, t_gate2 = t_rest
         of_text = attended[:, :, :, :length]  # [B, T, heads, L, d]
-        if text_share is None:
-            of_text = of_text.mean(dim=1)
-        else:
+        if text_share is not None:
             of_text = (of_text * text_share[:, :, None, :, None].to(of_text)).sum(dim=1)
+            of_text = of_text if shards is None else shards.processes.sum(of_text)
+        else:
+            of_text = of_text.mean(dim=1) if shards is None else shards.mean(of_text)
         text = text + t_gate * self.text_attention.join(of_text)
         text = text + t_gate2 * self.text_mlp(modulate(text, t_shift2, t_scale2))
         return vision, text
@@ -220,13 +227,15 @@ class TemporalBlock(nn.Module):
         members: Tensor,
         valid: Tensor,
         slots: Tensor,
+        shards: FrameShards | None = None,
     ) -> Tensor:
         """vision [B, T, S, width] -> the same shape.
 
         Args:
             shared: modulation shared by all layers, [B, T, 1, 6, width].
-            grid_angles: rotary angles of the positions of a clip, [N, A] or [B, 1, N, A].
-            members, valid, slots: `window_map` of this layer's windows.
+            grid_angles: rotary angles of the positions of these frames, [N, A] or [B, 1, N, A].
+            members, valid, slots: `window_map` of this layer's windows; with `shards`, of a single frame.
+            shards: where T is only this process's part of the clip's frames; the others' are attended to all the same.
         """
         batch = len(vision)
         shift, scale, gate, shift2, scale2, gate2 = self.modulation(shared)
@@ -238,9 +247,12 @@ class TemporalBlock(nn.Module):
             """[B, heads, N, d] -> [B * heads, W, M, d]."""
             return x.flatten(0, 1).index_select(1, members.flatten()).unflatten(1, members.shape)
 
-        attended = F.scaled_dot_product_attention(
-            windows(q), windows(k), windows(v), attn_mask=valid[None, :, None, :]
-        )
-        back = attended.flatten(1, 2).index_select(1, slots).unflatten(0, (batch, -1))
+        if shards is None:
+            attended = F.scaled_dot_product_attention(
+                windows(q), windows(k), windows(v), attn_mask=valid[None, :, None, :]
+            )
+            back = attended.flatten(1, 2).index_select(1, slots).unflatten(0, (batch, -1))
+        else:
+            back = shards.window_attention(q, k, v, members, valid, slots)
         vision = vision + gate * self.attention.join(back).view_as(vision)
         return vision + gate2 * self.mlp(modulate(vision, shift2, scale2))

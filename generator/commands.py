@@ -60,6 +60,12 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
         ("vae", "text"),
         "reelhf generator sample {out} --prompts prompts.txt --out DIR",
     ),
+    "base in stages": (
+        "generator.training.denoiser:DenoiserTrainConfig",
+        "generator.training.progressive:train_stages",
+        ("vae", "text"),
+        "reelhf generator sample {out} --prompts prompts.txt --out DIR",
+    ),
     "refiner": (
         "generator.training.denoiser:DenoiserTrainConfig",
         "generator.training.denoiser:train_refiner",
@@ -79,12 +85,24 @@ def train(
     vae: Annotated[Path | None, typer.Option(help="trained VAE (stage: base)")] = None,
     text: Annotated[Path | None, typer.Option(help="trained text encoder (stage: base)")] = None,
     base: Annotated[Path | None, typer.Option(help="base generator (stage: refiner)")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="in place of --clips: what `generator data encode` made (`stages:`)"),
+    ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="in place of --vae and --text: generator to go on from (`stages:`)"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="where the result goes")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the resolved config and stop")
     ] = False,
 ) -> None:
-    """Train the stage that the YAML's `stage:` names: text, vae, base or refiner. Run it again to resume."""
+    """Train the stage that the YAML's `stage:` names: text, vae, base or refiner. Run it again to resume.
+
+    A base whose YAML lists `stages:` is trained through them from encoded clips: --data instead of --clips, and either --vae and
+    --text or --init. It resumes on another number of processes too.
+    """
     from reelhf.cli import load
     from reelhf.config import to_yaml
 
@@ -94,8 +112,12 @@ def train(
     if dry_run:
         typer.echo(to_yaml(config), nl=False)
         return
-    folders: dict[str, Path | None] = {"clips": clips}
-    folders |= {name: {"vae": vae, "text": text, "base": base}[name] for name in needed}
+    source, given = "clips", {"clips": clips, "vae": vae, "text": text, "base": base}
+    if getattr(config, "stages", ()):
+        _, function, needed, next_step = STAGES["base in stages"]
+        source, given = "data", {**given, "data": data, "init": init}
+        needed = needed if init is None else ("init",)
+    folders: dict[str, Path | None] = {name: given[name] for name in (source, *needed)}
     missing = [f"--{name}" for name, path in {**folders, "out": out}.items() if path is None]
     if missing:
         raise UserError(f"stage '{stage}' needs {', '.join(missing)}; `--help` says what each is.")
@@ -160,6 +182,9 @@ def sample(
         Path | None,
         typer.Option(help="in its place: a diffusers folder or hub id (Wan, LTX, CogVideoX)"),
     ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="folder of adapters, as `stages:` with `lora:` leaves it")
+    ] = None,
     prompts: Annotated[Path | None, typer.Option(help="text file, one prompt per line")] = None,
     prompt: Annotated[
         list[str] | None,
@@ -208,9 +233,15 @@ def sample(
     texts = _prompts(prompts, prompt)
     if (generator is None) == (model is None):
         raise UserError("name one generator: its folder, or --model with a diffusers folder or id")
-    backbone = _configured(
-        _load(generator or model, "base"), (frames, height, width), steps, guidance
-    )
+    loaded = _load(generator or model, "base")
+    if lora is not None:
+        from generator.checkpoint import DiTGenerator
+        from generator.training.lora import apply_lora
+
+        if not isinstance(loaded, DiTGenerator):
+            raise UserError("--lora adapts generators of ours, not a diffusers model")
+        loaded = apply_lora(loaded, lora)
+    backbone = _configured(loaded, (frames, height, width), steps, guidance)
     _check_shots(texts, backbone)
     given = {"kind": solver, "guidance_rescale": guidance_rescale}
     sampler = replace(backbone.sampler, **{k: v for k, v in given.items() if v is not None})
@@ -340,13 +371,14 @@ def _stage_of(words: list[str]) -> str:
     for word in words:
         if word.startswith("stage="):
             stage = word.removeprefix("stage=")
+    known = [name for name in STAGES if " " not in name]
     if stage is None:
         raise UserError(
-            f"the config names no stage; expected `stage:` with one of {', '.join(STAGES)}"
+            f"the config names no stage; expected `stage:` with one of {', '.join(known)}"
         )
-    if stage not in STAGES:
+    if stage not in known:
         raise UserError(
-            f"stage '{stage}'; expected one of {', '.join(STAGES)}.{did_you_mean(str(stage), STAGES)}"
+            f"stage '{stage}'; expected one of {', '.join(known)}.{did_you_mean(str(stage), known)}"
         )
     return str(stage)
 

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import (
 )
 
 from generator.blocks import SpatialBlock, TemporalBlock, modulate, window_map
+from generator.parallel import FrameShards, SequenceGroup
 from generator.rope import (
     grid_positions,
     rope_angles,
@@ -152,6 +153,8 @@ class DiT(nn.Module):
         )
         self.output_modulation = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, config.channels)
+        self.sequence_group: SequenceGroup | None = None
+        """The processes that share each clip; all of them then call this network with the same inputs and get the whole result."""
         self._initialise()
         if config.compile:
             self.compile_layers()
@@ -307,9 +310,26 @@ class DiT(nn.Module):
         vision_angles = rope_angles(vision_places.flatten(2, 3), head_dim, theta=theta)
         text_angles = rope_angles(text_places, head_dim, theta=theta)
 
-        # 5. Layers; every other temporal one has its windows moved by half.
+        # 5. Layers, each process of a group with its own frames; every other temporal one has its windows moved by half.
+        shards = None
+        if self.sequence_group is not None:
+            shards = FrameShards(self.sequence_group, frames)
+            vision, vision_shared, vision_angles = (
+                shards.local(x, dim=1) for x in (vision, vision_shared, vision_angles)
+            )
+            if share is not None:
+                reads, share = (shards.local(x, dim=1) for x in (reads, share))
+            by_frame = grid_angles.unflatten(-2, (frames, -1))
+            grid_angles = shards.local(by_frame, dim=by_frame.ndim - 3).flatten(-3, -2)
         windows = [
-            window_map(frames, height, width, self.config.window, shifted, noisy.device)
+            window_map(
+                frames if shards is None else 1,
+                height,
+                width,
+                self.config.window,
+                shifted,
+                noisy.device,
+            )
             for shifted in (False, True)
         ]
         hidden: dict[int, Tensor] = {}
@@ -324,12 +344,18 @@ class DiT(nn.Module):
                 text_angles,
                 reads,
                 share,
+                shards,
             )
             if 2 * pair in features:
                 hidden[2 * pair] = vision
-            vision = self._layer(temporal, vision, vision_shared, grid_angles, *windows[pair % 2])
+            maps = windows[pair % 2]
+            vision = self._layer(temporal, vision, vision_shared, grid_angles, *maps, shards)
             if 2 * pair + 1 in features:
                 hidden[2 * pair + 1] = vision
+
+        if shards is not None:
+            vision = shards.whole(vision)
+            hidden = {index: shards.whole(hidden[index]) for index in features}
 
         # 6. Velocity.
         shift, scale = self.output_modulation(vector).unsqueeze(2).chunk(2, dim=-1)
@@ -339,7 +365,7 @@ class DiT(nn.Module):
             return velocity
         return velocity, {index: hidden[index].unflatten(2, (height, width)) for index in features}
 
-    def _layer(self, layer: nn.Module, *args: Tensor | None) -> Any:
+    def _layer(self, layer: nn.Module, *args: Tensor | FrameShards | None) -> Any:
         if not self.config.checkpointing or not torch.is_grad_enabled():
             return layer(*args)
         if self.config.checkpointing == "attention":

@@ -6,6 +6,7 @@ Liu et al. 2209.03003; Lipman et al. 2210.02747, with time running from data at 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -85,6 +86,15 @@ def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
     `shift_sigma(shift_sigma(x, a), b) == shift_sigma(x, a * b)`; shift 1 changes nothing.
     """
     return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def shift_for_tokens(shift: float, tokens: int, base_tokens: int | None) -> float:
+    """The shift that noises a clip of `tokens` latent positions as `shift` noises one of `base_tokens`: shift * sqrt(tokens / base).
+
+    More positions average more noise away, so the same sigma hides less; SD3 (2403.03206, eq. 23) for pixels of an image, here over
+    frames too. Without a base the shift is the same for all.
+    """
+    return shift if base_tokens is None else shift * math.sqrt(tokens / base_tokens)
 
 
 def logit_normal_sigma(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from reelhf.errors import UserError
+from reelhf.hashing import weight_hashes
 from reelhf.run import verify
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def check_mergeable(folders: Sequence[Path]) -> list[dict[str, Any]]:
                     f"{folder} and {folders[0]} cannot be merged: their {key} differs ({_difference(cards[0][key], card[key])})"
                 )
         for part in ("vae", "text"):
-            if _weights(folder / part) != _weights(folders[0] / part):
+            if weight_hashes(folder / part) != weight_hashes(folders[0] / part):
                 raise UserError(
                     f"{folder} and {folders[0]} cannot be merged: they have another {part}; merge generators of one parent"
                 )
@@ -113,13 +114,6 @@ def _difference(first: Any, second: Any) -> str:
         keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
         return ", ".join(f"{key}: {first.get(key)} and {second.get(key)}" for key in keys)
     return f"{first} and {second}"
-
-
-def _weights(folder: Path) -> dict[str, str]:
-    """Hashes of a part's weight files; its other files are written anew at each save and may differ in form."""
-    from reelhf.hashing import sha256_file
-
-    return {path.name: sha256_file(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
 def merge_generators(

@@ -7,7 +7,7 @@ What DeepSpeed 0.19 demands, each with a test in `tests/reelhf/test_engine_deeps
 - activation checkpointing with `use_reentrant=False`;
 - under ZeRO-3 every rank makes the same number of forward calls;
 - a frozen network that gradients pass through stays a plain module, never a second engine;
-- a checkpoint is loaded on as many processes as wrote it.
+- a checkpoint of DeepSpeed's own is loaded on as many processes as wrote it; `reelhf.engine_state` writes ours.
 
 Gradients are averaged over ranks. With unequal numbers of valid samples per rank, the mean over all of them is
 `loss = local_sum * global_mean_scale(local_count)`: gradients then do not depend on the number of processes.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import os
 import random
 import sys
@@ -34,12 +35,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, distributed, nn
 
 from reelhf.config import Config
+from reelhf.engine_state import INDEX, EngineState
 from reelhf.errors import UserError
 
 PROCESS_GROUP_TIMEOUT = timedelta(
     hours=2
 )  # a rank may wait for another's long rollout or reward call
-DEEPSPEED_TAG = "deepspeed"
 MAX_NAMES_SHOWN = 3
 
 if not torch.cuda.is_available():
@@ -157,6 +158,7 @@ class Engine:
     Args:
         module: moved to `device()`; under ZeRO-3 its weights are split, see `full_state_dict`.
         parameters: what is trained; by default every parameter that requires a gradient.
+        learning_rate: of each step, counted from 0; by default a linear warmup to the optimizer's constant rate.
     """
 
     def __init__(
@@ -166,6 +168,7 @@ class Engine:
         config: EngineConfig,
         *,
         parameters: Iterable[nn.Parameter] | None = None,
+        learning_rate: Callable[[int], float] | None = None,
     ) -> None:
         init_distributed()
         module.to(device())
@@ -174,7 +177,14 @@ class Engine:
             raise ValueError("no parameter to train: all of them are frozen")
         self.config = config
         self._optimizer_config = optimizer
-        self._watch = _FiniteWatch(module, trained)  # before ZeRO-3 empties the tensors it hooks
+        self._learning_rate = learning_rate
+        self._losses: list[Tensor] = []
+        """Since the last step, for the message that names one that is not finite."""
+        # both before ZeRO-3 empties the tensors
+        self._watch = _FiniteWatch(module, trained)
+        ids = {id(p) for p in trained}
+        named = {name: p for name, p in module.named_parameters() if id(p) in ids}
+        shapes = {name: list(p.shape) for name, p in named.items()}
         self._adamw = _RefusableAdamW(
             trained,
             lr=optimizer.lr,
@@ -190,6 +200,7 @@ class Engine:
             dist_init_required=False,
         )
         self._trained = trained
+        self._state = EngineState(self._engine, self._adamw, named, shapes, config.zero_stage)
         self.steps = 0
         """Optimizer steps so far, refused ones included."""
         self.skipped = 0
@@ -206,13 +217,14 @@ class Engine:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of a scalar loss; ranks are averaged."""
+        self._losses.append(loss.detach())
         self._engine.backward(loss)
 
     def step(self) -> dict[str, float]:
         """Update the weights if this backward pass completed an accumulation.
 
         A gradient that is not finite on any rank refuses the step on all: weights and moments stay, and the
-        parameters are named on stderr.
+        losses and parameters are named on stderr.
 
         Returns: `grad_norm` before clipping (nan when refused), `lr`, and `skipped` (1 when refused, else 0);
             empty between accumulation boundaries.
@@ -228,11 +240,19 @@ class Engine:
         if norm is None:
             norm = float(self._engine.get_global_grad_norm() or 0.0)
         self.steps += 1
+        losses, self._losses = self._losses, []
         if bad_anywhere:
             self.skipped += 1
             where = _listing(bad_names) or "another rank"
+            values = [loss.item() for loss in losses]
+            bad_losses = [
+                f"the loss of micro-batch {number} of {len(values)} is {value:g}, and "
+                for number, value in enumerate(values, start=1)
+                if not math.isfinite(value)
+            ]
             print(
-                f"step {self.steps} refused: the gradient is not finite in {where}", file=sys.stderr
+                f"step {self.steps} refused: {''.join(bad_losses[:1])}the gradient is not finite in {where}",
+                file=sys.stderr,
             )
             norm = float("nan")
         return {"grad_norm": norm, "lr": lr, "skipped": float(bad_anywhere)}
@@ -246,7 +266,10 @@ class Engine:
         """Write weights, optimizer and this rank's `client_state`; all ranks call it with the same folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(str(folder), tag=DEEPSPEED_TAG)
+        rest = {
+            name: t for name, t in self._full_state().items() if name not in self._state.trained
+        }
+        self._state.save(folder, rest, rank())
         torch.save(
             {"client": client_state, "steps": self.steps, "skipped": self.skipped},
             folder / f"client_rank_{rank():03d}.pt",
@@ -256,10 +279,13 @@ class Engine:
             (folder / "engine.json").write_text(json.dumps(layout) + "\n", encoding="utf-8")
         barrier()
 
-    def load(self, folder: str | Path) -> dict[str, Any]:
+    def load(self, folder: str | Path, *, any_world_size: bool = False) -> dict[str, Any]:
         """Restore what `save` wrote and return this rank's `client_state`; all ranks call it.
 
-        Raises: UserError if the folder holds no checkpoint, or one of another number of processes or ZeRO stage.
+        Args:
+            any_world_size: on another number of processes, every rank gets the client state of rank 0. Right where it holds
+                nothing of a rank's own, such as the state of its random numbers.
+        Raises: UserError if the folder holds no checkpoint, or one of another architecture, ZeRO stage or number of processes.
         """
         folder = Path(folder)
         layout_file = folder / "engine.json"
@@ -269,22 +295,43 @@ class Engine:
             )
         saved = json.loads(layout_file.read_text(encoding="utf-8"))
         here = {"world_size": world_size(), "zero_stage": self.config.zero_stage}
-        if saved != here:
+        moved = saved["world_size"] != here["world_size"]
+        if saved["zero_stage"] != here["zero_stage"] or (moved and not any_world_size):
+            same = "zero_stage" if any_world_size else "number of processes and zero_stage"
             raise UserError(
                 f"{folder} was saved with {_layout(saved)}, this run has {_layout(here)}; "
-                "resume with the same number of processes and zero_stage."
+                f"resume with the same {same}."
             )
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=DEEPSPEED_TAG)
-        if loaded is None:
-            raise UserError(f"{folder} is incomplete: DeepSpeed found no state in it.")
-        state = torch.load(folder / f"client_rank_{rank():03d}.pt", weights_only=False)
+        if not (folder / INDEX).is_file():
+            raise UserError(
+                f"{folder} was written by an older version, in DeepSpeed's own format; finish that run with it."
+            )
+        self._load_rest(self._state.load(folder))
+        file = folder / f"client_rank_{0 if moved else rank():03d}.pt"
+        state = torch.load(file, weights_only=False)
         self.steps, self.skipped = state["steps"], state["skipped"]
         client: dict[str, Any] = state["client"]
         return client
 
+    def _full_state(self) -> dict[str, Tensor]:
+        """Frozen parameters and buffers, whole; trained parameters as they are here."""
+        frozen = [p for n, p in self.module.named_parameters() if n not in self._state.trained]
+        with gathered_parameters(nn.ParameterList(frozen)):
+            return {name: t.detach().cpu().clone() for name, t in self.module.state_dict().items()}
+
+    @torch.no_grad()
+    def _load_rest(self, rest: dict[str, Tensor]) -> None:
+        """Frozen parameters and buffers; a frozen parameter that ZeRO-3 split is as it was when the module was built."""
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            if name in rest and not hasattr(tensor, "ds_id"):
+                tensor.copy_(rest[name])
+
     def _set_learning_rate(self) -> float:
-        warmup = self._optimizer_config.warmup_steps
-        lr = self._optimizer_config.lr * min(1.0, (self.steps + 1) / warmup if warmup else 1.0)
+        if self._learning_rate is not None:
+            lr = self._learning_rate(self.steps)
+        else:
+            warmup = self._optimizer_config.warmup_steps
+            lr = self._optimizer_config.lr * min(1.0, (self.steps + 1) / warmup if warmup else 1.0)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         for group in self._adamw.param_groups:

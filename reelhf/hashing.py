@@ -35,6 +35,11 @@ def content_hash(*objects: Any) -> str:
     return digest.hexdigest()
 
 
+def weight_hashes(folder: str | Path) -> dict[str, str]:
+    """sha256 of a model folder's weight files; its other files are written anew at each save and may differ in form."""
+    return {path.name: sha256_file(path) for path in sorted(Path(folder).rglob("*.safetensors"))}
+
+
 def _canonical(item: Any) -> str:
     return json.dumps(_plain(item), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 

@@ -122,12 +122,17 @@ def save_state(
 
 
 def load_state(
-    folder: Path, engine: Engine, ema: Ema | None, others: Mapping[str, Engine] | None = None
+    folder: Path,
+    engine: Engine,
+    ema: Ema | None,
+    others: Mapping[str, Engine] | None = None,
+    *,
+    any_world_size: bool = False,
 ) -> dict[str, Any]:
-    """Restore what `save_state` wrote; this rank's `client`."""
-    client = engine.load(folder / "engine")
+    """Restore what `save_state` wrote; this rank's `client`, or on another number of processes rank 0's (`Engine.load`)."""
+    client = engine.load(folder / "engine", any_world_size=any_world_size)
     for name, other in (others or {}).items():
-        other.load(folder / name)
+        other.load(folder / name, any_world_size=any_world_size)
     if ema is not None:
         state = torch.load(folder / "ema.pt", map_location="cpu", weights_only=True)
         ema.load_state_dict(state)
@@ -152,7 +157,8 @@ class TrainLoop(Generic[M]):
         ema_decay: of the averaged weights; None keeps no average.
         identity: see `run_identity`.
         others: further engines of the run by name, such as an opponent's: saved and restored with it, stepped by the caller.
-    Raises: UserError if the run folder holds a run of another identity.
+        learning_rate: of each step, counted from 0; the optimizer's own warmup and rate by default.
+    Raises: UserError if the run folder holds a run of another identity or architecture.
     """
 
     def __init__(
@@ -165,13 +171,16 @@ class TrainLoop(Generic[M]):
         identity: str,
         ema_decay: float | None = None,
         others: Mapping[str, Engine] | None = None,
+        learning_rate: Callable[[int], float] | None = None,
     ) -> None:
         self.run, self.config, self.identity = run, config, identity
         self.others = others
         module.to(device())
         # before the engine, because ZeRO-3 splits the weights
         self.ema = None if ema_decay is None else Ema(module, ema_decay)
-        self.engine = Engine(module, config.optimizer, engine_config)
+        self.engine = Engine(module, config.optimizer, engine_config, learning_rate=learning_rate)
+        self.resumed: dict[str, Any] = {}
+        """What `end_step` was given as `kept` with the checkpoint that this attempt goes on from."""
         self.first_step = self._resume()
         """Steps that earlier attempts made."""
 
@@ -199,11 +208,23 @@ class TrainLoop(Generic[M]):
         """Whether what happens every so many steps, and after the last one, happens after this one."""
         return (step + 1) % every == 0 or self.is_last(step)
 
-    def end_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, numbered from 1; a checkpoint when due."""
+    def end_step(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        kept: Mapping[str, Any] | None = None,
+        save: bool = False,
+    ) -> None:
+        """One line of metrics.jsonl, numbered from 1; a checkpoint when due.
+
+        Args:
+            kept: state of the trainer's own, the same on every process, that belongs into the checkpoint.
+            save: a checkpoint even if none is due.
+        """
         self.run.log(step + 1, metrics)
-        if self.is_due(step, self.config.save_every):
-            client = {"identity": self.identity}
+        if save or self.is_due(step, self.config.save_every):
+            client = {"identity": self.identity, **({"kept": dict(kept)} if kept else {})}
             self.run.save_checkpoint(
                 step + 1,
                 lambda folder: save_state(folder, self.engine, self.ema, client, self.others),
@@ -223,7 +244,8 @@ class TrainLoop(Generic[M]):
         if latest is None:
             return 0
         step, folder = latest
-        client = load_state(folder, self.engine, self.ema, self.others)
+        client = load_state(folder, self.engine, self.ema, self.others, any_world_size=True)
+        self.resumed = client.get("kept", {})
         if client["identity"] != self.identity:
             raise UserError(
                 f"{self.run.path} holds a run with other settings or other clips; choose another --out, or delete it"

@@ -112,29 +112,45 @@ def frames_at_rate(num_frames: int, source_fps: float, fps: float) -> int:
     return math.floor((num_frames - 1) * fps / source_fps + 1e-6) + 1
 
 
+def source_frames(num_frames: int, source_fps: float, fps: float) -> list[int]:
+    """The source's frame nearest to each of `num_frames` frames at `fps`: frame k lies at k / fps seconds, exactly."""
+    return [math.floor(k * source_fps / fps + 0.5) for k in range(num_frames)]
+
+
 def cropped_share(width: int, height: int, bucket_width: int, bucket_height: int) -> float:
     """Share of a picture that is lost when it is cropped to another aspect, 0 to 1."""
     ratio = (width / height) / (bucket_width / bucket_height)
     return 1 - min(ratio, 1 / ratio)
 
 
-def place(num_frames: int, fps: float, width: int, height: int, config: BucketConfig) -> Placement:
+def place(
+    num_frames: int,
+    fps: float,
+    width: int,
+    height: int,
+    config: BucketConfig,
+    *,
+    is_image: bool = False,
+) -> Placement:
     """The bucket of a clip, or why it has none: rate, length, size and aspect, in this order.
 
+    Args:
+        is_image: one frame without a rate: it goes into a bucket of one frame, whatever `num_frames` of the config says.
     Raises: UserError for a clip without frames, or of no size or rate.
     """
     if num_frames < 1 or fps <= 0 or width < 1 or height < 1:
         raise UserError(
             f"a clip of {num_frames} frames at {fps:g} fps, {width}x{height}; expected a positive number of each"
         )
-    usable = frames_at_rate(num_frames, fps, config.fps)
+    usable = 1 if is_image else frames_at_rate(num_frames, fps, config.fps)
 
     def skipped(reason: str) -> Placement:
         return Placement(None, reason, usable)
 
-    if fps < config.min_rate * config.fps:
+    if not is_image and fps < config.min_rate * config.fps:
         return skipped(f"{fps:g} fps: at {config.fps:g} some frames would be shown twice")
-    lengths = [length for length in config.num_frames if length <= usable]
+    allowed = (1,) if is_image else config.num_frames
+    lengths = [length for length in allowed if length <= usable]
     if not lengths:
         shortest = min(config.num_frames)
         return skipped(

@@ -1,4 +1,4 @@
-"""`reelhf generator data doctor`. Nothing heavy is imported before it runs."""
+"""`reelhf generator data doctor | encode`. Nothing heavy is imported before one runs."""
 
 from __future__ import annotations
 
@@ -7,12 +7,60 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Look at training footage.", no_args_is_help=True)
+app = typer.Typer(help="Look at training footage, and encode it.", no_args_is_help=True)
 
 
-@app.callback()
-def data() -> None:
-    """Look at training footage before anything is trained on it."""
+@app.command()
+def encode(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="STAGES.yaml [KEY=VALUE]...", show_default=False),
+    ] = None,
+    clips: Annotated[
+        Path | None,
+        typer.Option(help="manifest (.jsonl, .parquet), or folder of captioned clips"),
+    ] = None,
+    vae: Annotated[Path | None, typer.Option(help="trained VAE")] = None,
+    text: Annotated[Path | None, typer.Option(help="trained text encoder")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of encoded clips; added to")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="say what each stage would hold, and stop")
+    ] = False,
+) -> None:
+    """Encode clips for every stage of a training config, each once. Run it again to go on, or to add clips.
+
+    A row of a manifest has `path` and `caption`, and may have `long_caption`, `motion_caption`, `tags`, `start` and `end` in seconds.
+    Clips are never re-timed or enlarged beyond what the buckets allow; what fits no bucket is listed with the reason.
+    """
+    from generator.data.doctor import examine_clips, format_report
+    from generator.data.manifest import read_clips
+    from generator.training.denoiser import DenoiserTrainConfig
+    from generator.training.progressive import encode_stages
+    from reelhf.cli_config import read_config_words, report_result
+    from reelhf.errors import UserError
+
+    config = read_config_words(DenoiserTrainConfig, words or [])
+    assert isinstance(config, DenoiserTrainConfig)
+    if clips is None:
+        raise UserError("missing --clips, the manifest or folder of captioned clips")
+    if dry_run:
+        listed = read_clips(clips)
+        for stage in config.stages:
+            rows = examine_clips(listed, stage.buckets)
+            typer.echo(f"{stage.name}:\n{format_report(rows, stage.buckets)}\n")
+        return
+    given = {"vae": vae, "text": text, "out": out}
+    missing = [f"--{name}" for name, path in given.items() if path is None]
+    if missing:
+        raise UserError(f"missing {', '.join(missing)}; `--help` says what each is.")
+    for name in ("vae", "text"):
+        if not given[name].is_dir():
+            raise UserError(f"--{name} {given[name]}: there is no such folder")
+    result = encode_stages(config, clips, **given)
+    report_result(
+        result,
+        f"reelhf generator train {(words or [''])[0]} --data {{out}} --vae {vae} --text {text} --out DIR",
+    )
 
 
 @app.command()
@@ -21,7 +69,7 @@ def doctor(
         list[str] | None,
         typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", show_default=False),
     ] = None,
-    clips: Annotated[Path | None, typer.Option(help="folder of videos")] = None,
+    clips: Annotated[Path | None, typer.Option(help="folder of videos, or a manifest")] = None,
     table: Annotated[Path | None, typer.Option("--csv", help="write the table here too")] = None,
     strict: Annotated[bool, typer.Option(help="exit with 1 if any clip would be skipped")] = False,
     dry_run: Annotated[
@@ -43,7 +91,7 @@ def doctor(
         typer.echo(to_yaml(config), nl=False)
         return
     if clips is None:
-        raise UserError("missing --clips, the folder of videos")
+        raise UserError("missing --clips, the folder of videos or the manifest")
     rows = examine(clips, config)
     if table is not None:
         write_csv(rows, table)

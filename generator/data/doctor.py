@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from generator.data.buckets import Bucket, BucketConfig, Placement, place
+from generator.data.manifest import MANIFEST_SUFFIXES, ManifestClip, place_clip, read_clips
 from reelhf.errors import UserError
 from reelhf.video import VIDEO_SUFFIXES, VideoInfo, probe_video
 
@@ -44,13 +45,15 @@ HEADER = ["clip", "frames", "fps", "size", "seconds", "bucket", "windows", "crop
 
 
 def examine(folder: Path, config: BucketConfig) -> list[Examined]:
-    """Probe every video under a folder and place it; a damaged file is a row, not the end.
+    """Probe every video under a folder, or of a manifest, and place it; a damaged file is a row, not the end.
 
     Raises: UserError when there is no such folder, or no video in it.
     """
     from reelhf.progress import track
 
     folder = Path(folder)
+    if folder.suffix.lower() in MANIFEST_SUFFIXES:
+        return examine_clips(read_clips(folder), config)
     if not folder.is_dir():
         raise UserError(f"--clips {folder}: there is no such folder")
     videos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
@@ -68,6 +71,21 @@ def examine(folder: Path, config: BucketConfig) -> list[Examined]:
             continue
         where = place(info.frames, info.fps, info.width, info.height, config)
         rows.append(Examined(name, info, where))
+    return rows
+
+
+def examine_clips(clips: Sequence[ManifestClip], config: BucketConfig) -> list[Examined]:
+    """`examine` for the parts of files that a manifest names; frames and seconds are the file's."""
+    from reelhf.progress import track
+
+    rows = []
+    for clip in track(clips, label="examining clips"):
+        try:
+            info = probe_video(clip.path)
+        except UserError as error:
+            rows.append(Examined(clip.name, None, Placement(None, f"unreadable: {error}", 0)))
+            continue
+        rows.append(Examined(clip.name, info, place_clip(clip, info, config)))
     return rows
 
 

@@ -59,3 +59,14 @@ def find_device(name: str) -> DeviceSpec:
             f"Expected one of: {', '.join(DEVICES)}."
         )
     return found
+
+
+def peak_flops_here(bf16: bool) -> float | None:
+    """Peak FLOP/s of this process's accelerator; None for a CPU, and for one without a figure here."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    here = torch.cuda.get_device_name().lower()
+    found = [device for device in DEVICES.values() if device.name in here]
+    return found[0].peak_flops(bf16) if found else None

@@ -245,7 +245,12 @@ def read_training_config(words: Sequence[str], size: str | None) -> DenoiserTrai
         height, width = frame_size(size)
         overrides = [f"height={height}", f"width={width}", *overrides]
     _check_stage(path)
-    return load_config(DenoiserTrainConfig, path, overrides)
+    config = load_config(DenoiserTrainConfig, path, overrides)
+    if config.stages:
+        raise UserError(
+            f"{path} has stages; a plan is of one size: add stages='[]' and the num_frames, height, width and batch_size of the stage"
+        )
+    return config
 
 
 def frame_size(name: str) -> tuple[int, int]:

@@ -1,26 +1,35 @@
-"""Training the denoiser by flow matching: the base from noise, the refiner from its base.
+"""Training the denoiser by flow matching: the base from noise, the refiner from its base, in one stage or in several.
 
-One page, `train_denoiser`: draw a batch, noise it, compare velocities, step, average.
+One page, `train_denoiser`: draw a batch, noise it, compare velocities, step, average. A run of one size reads a folder of clips
+(`train_base`, `train_refiner`); one of several stages reads encoded buckets (`generator.training.progressive`).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from generator.base import SamplerSpec
+from generator.base import BackboneSpec, SamplerSpec
 from generator.checkpoint import DiTGenerator, load_generator
 from generator.dit import DiT, DiTConfig
 from generator.flow import add_noise, flow_matching_loss, sigma_schedule
+from generator.parallel import sequence_group
+from generator.plan.devices import peak_flops_here
+from generator.plan.flops import LatentGrid, model_flops
 from generator.refiner import LowResConfig, check_sizes, low_res_inputs, refiner_from_base
 from generator.sampling import noise_like, sample_frames
 from generator.text import TextEncoder
 from generator.training.latents import (
+    Batch,
     BatchStream,
     LatentSet,
     SigmaConfig,
@@ -29,6 +38,8 @@ from generator.training.latents import (
     first_frame_task,
     training_windows,
 )
+from generator.training.lora import LoraSettings, add_lora, merged, save_lora
+from generator.training.stages import EarlyStop, EarlyStopConfig, StageConfig, check_stages
 from generator.vae import VideoVAE
 from reelhf.config import Config
 from reelhf.engine import (
@@ -45,12 +56,15 @@ from reelhf.training import TrainLoop, run_identity
 from reelhf.video import write_video
 
 VALIDATION_SIGMAS = (0.2, 0.4, 0.6, 0.8)
-FREE_TO_CHANGE = frozenset({"validate_every", "sample_every", "num_samples", "num_validation"})
+FREE_TO_CHANGE = frozenset(
+    {"validate_every", "sample_every", "num_samples", "num_validation", "sequence_parallel"}
+)
 """Keys that a resumed run may have otherwise."""
+MAX_NAMES_SHOWN = 5
 
 
 class DenoiserTrainConfig(Config):
-    """One stage of training, base or refiner."""
+    """Training of a base or a refiner: one stage of one size by itself, or the `stages` it names."""
 
     stage: Literal["base", "refiner"] = "base"
     """Which of the two the command line trains."""
@@ -110,14 +124,51 @@ class DenoiserTrainConfig(Config):
     seed: int = 0
     """Of weights, noise and order."""
 
+    stages: tuple[StageConfig, ...] = ()
+    """Of a base: stages one after another, from encoded buckets (`--data`). The size above is then what the checkpoint samples, and
+    `num_steps`, `batch_size`, `gradient_accumulation_steps` and `max_clips` are not used."""
+    micro_batches: PositiveInt = 1
+    """With stages: forward passes per optimizer step over all processes, a multiple of their number; each of one bucket."""
+    sequence_parallel: PositiveInt = 1
+    """With stages: consecutive processes that share each clip, for clips too long for one."""
+    balance: Literal["measured", "flops"] = "measured"
+    """With stages: what a sample of a bucket costs. `measured`: timed at the start of the run and kept in its folder; `flops`: counted."""
+    lora: LoraSettings | None = None
+    """With stages and a generator to start from: train adapters in place of all weights."""
+
+    @property
+    def total_steps(self) -> int:
+        """Of all stages."""
+        return sum(stage.num_steps for stage in self.stages) if self.stages else self.num_steps
+
     @property
     def frame_shape(self) -> tuple[int, int, int]:
         return self.num_frames, self.height, self.width
 
     @property
     def sampler(self) -> SamplerSpec:
-        sigmas = sigma_schedule(self.sampler_steps, shift=self.sigma.shift)
-        return SamplerSpec("euler", sigmas, self.guidance_scale)
+        return self.sampler_for(self.frame_shape, self.sigma)
+
+    def sampler_for(self, frame_shape: tuple[int, int, int], sigma: SigmaConfig) -> SamplerSpec:
+        """For clips of another size, trained at these noise levels."""
+        shift = sigma.shift
+        if sigma.base_tokens is not None:
+            spec = BackboneSpec(channels=self.architecture.channels)
+            shift = sigma.shift_for(math.prod(spec.latent_shape(*frame_shape)[1:]))
+        return SamplerSpec(
+            "euler", sigma_schedule(self.sampler_steps, shift=shift), self.guidance_scale
+        )
+
+    @model_validator(mode="after")
+    def _stages_make_sense(self) -> DenoiserTrainConfig:
+        check_stages(self.stages)
+        if self.stages and self.stage == "refiner":
+            raise ValueError("stages are of a base; a refiner is trained in one")
+        if self.lora is not None and not self.stages:
+            raise ValueError("lora needs stages: it adapts a generator to what they name")
+        if self.sequence_parallel > 1 and not self.stages:
+            raise ValueError("sequence_parallel needs stages: a run of one size shares no clips")
+        return self
 
     @model_validator(mode="after")
     def _accumulation_divides_the_batch(self) -> DenoiserTrainConfig:
@@ -136,26 +187,26 @@ def train_base(config: DenoiserTrainConfig, clips: Path, vae: Path, text: Path, 
     """
     init_distributed()
     seed_everything(config.seed)
-    video_vae, text_encoder = VideoVAE.load(vae), TextEncoder.load(text)
-    sizes = {
-        "channels": video_vae.spec.channels,
-        "text_width": text_encoder.embed_size,
-        "low_res": False,
-    }
-    backbone = DiTGenerator(
+    backbone = new_base(config, VideoVAE.load(vae), TextEncoder.load(text)).to(device())
+    data = encode_clips(backbone, training_windows(config, clips))
+    prompts = data.condition.to(device())
+    backbone.denoiser.fit_pooled_text(prompts.embeds, prompts.mask, prompts.token_shots)
+    return train_denoiser(config, backbone, [one_stage(config, backbone, data)], out)
+
+
+def new_base(config: DenoiserTrainConfig, vae: VideoVAE, text: TextEncoder) -> DiTGenerator:
+    """A base generator that has learned nothing yet."""
+    sizes = {"channels": vae.spec.channels, "text_width": text.embed_size, "low_res": False}
+    return DiTGenerator(
         denoiser=DiT(config.architecture.model_copy(update=sizes)),
-        vae=video_vae,
-        text=text_encoder,
+        vae=vae,
+        text=text,
         sampler=config.sampler,
         role="base",
         frame_shape=config.frame_shape,
         fps=config.fps,
-        spec=video_vae.spec,
-    ).to(device())
-    data = encode_clips(backbone, training_windows(config, clips))
-    prompts = data.condition.to(device())
-    backbone.denoiser.fit_pooled_text(prompts.embeds, prompts.mask, prompts.token_shots)
-    return train_denoiser(config, backbone, data, out)
+        spec=vae.spec,
+    )
 
 
 def train_refiner(config: DenoiserTrainConfig, clips: Path, base: Path, out: Path) -> Path:
@@ -173,35 +224,97 @@ def train_refiner(config: DenoiserTrainConfig, clips: Path, base: Path, out: Pat
     low_res = low_res_inputs(
         base_generator, backbone, windows.frames, data.condition, config.low_res, seed=config.seed
     )
-    return train_denoiser(config, backbone, replace(data, low_res_latents=low_res), out)
+    stage = one_stage(config, backbone, replace(data, low_res_latents=low_res))
+    return train_denoiser(config, backbone, [stage], out)
+
+
+class Stream(Protocol):
+    """Where a stage's samples come from: a function of the step, so that nothing has to be remembered."""
+
+    def micro_batches(self, step: int) -> Iterator[Batch]:
+        """This process's, as many on every process and at every step."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as the loop sees it."""
+
+    name: str
+    num_steps: int
+    stream: Stream
+    validation: list[LatentSet]
+    """Clips never trained on, one set per size; of the first one sample clips are drawn."""
+    sampled: DiTGenerator
+    """The backbone at the size, rate and sampler of the sample clips."""
+    identity: tuple[Any, ...]
+    """Of what it learns from, as `content_hash` takes it."""
+    micro_batch_size: int = 1
+    """Samples per forward pass, about."""
+    accumulation_steps: int = 1
+    """Forward passes per step and process, the same for all stages."""
+    learning_rate: Callable[[int], float] | None = None
+    """Of each of its steps; the optimizer's by default."""
+    early_stop: EarlyStopConfig | None = None
+
+
+def one_stage(config: DenoiserTrainConfig, backbone: DiTGenerator, data: LatentSet) -> Stage:
+    """A run of one size from clips in memory."""
+    validation, training = data.split(config.num_validation)
+    stream = BatchStream(config, training)
+    return Stage(
+        name=config.stage,
+        num_steps=config.num_steps,
+        stream=stream,
+        validation=[validation],
+        sampled=replace(backbone, fps=config.fps),
+        identity=(data.captions, len(data)),
+        micro_batch_size=stream.split.micro_batch_size,
+        accumulation_steps=config.gradient_accumulation_steps,
+    )
 
 
 def train_denoiser(
-    config: DenoiserTrainConfig, backbone: DiTGenerator, data: LatentSet, out: Path
+    config: DenoiserTrainConfig, backbone: DiTGenerator, stages: Sequence[Stage], out: Path
 ) -> Path:
-    """The loop; identical for base and refiner."""
-    validation, training = data.split(config.num_validation)
-    stream = BatchStream(config, training)
-    weights = channel_weights(backbone, validation.latents[:4], config.channel_weight_power)
+    """The loop; identical for base and refiner, one stage or several."""
+    first = stages[0]
+    weights = channel_weights(
+        backbone, first.validation[0].latents[:4], config.channel_weight_power
+    )
+    if config.lora is not None:
+        add_lora(backbone.denoiser, config.lora, backbone.lora_targets())
     run = RunFolder.open(out, config)
     loop = TrainLoop(
         run,
-        config,
+        config.model_copy(update={"num_steps": config.total_steps}),
         backbone.denoiser,
         EngineConfig(
             zero_stage=config.zero_stage,
             bf16=config.bf16,
-            micro_batch_size=stream.split.micro_batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            micro_batch_size=first.micro_batch_size,
+            gradient_accumulation_steps=first.accumulation_steps,
         ),
         ema_decay=config.ema_decay,
-        identity=run_identity(config, data.captions, len(data), free=FREE_TO_CHANGE),
+        identity=run_identity(
+            config, *(part for s in stages for part in s.identity), free=FREE_TO_CHANGE
+        ),
+        learning_rate=rate_of_run(config, stages),
     )
+    if config.sequence_parallel > 1:
+        loop.engine.module.sequence_group = sequence_group(config.sequence_parallel)
+    best = BestWeights(stages[-1].early_stop, loop.resumed)
 
     for step in loop.steps(f"training the {backbone.role}"):
+        if best.stop.stopped:
+            break
+        stage, local = stage_at(stages, step)
+        started = time.monotonic()
+
         # 1. Noise clean latents and compare the predicted velocity with the true one.
         loss_sum = torch.zeros((), device=device())
-        for batch in stream.micro_batches(step):
+        seen: list[tuple[Batch, Tensor]] = []
+        for batch in stage.stream.micro_batches(local):
             noisy = add_noise(batch.clean, batch.noise, batch.sigma)
             velocity = backbone.velocity(
                 loop.engine, noisy, batch.sigma, batch.condition, batch.task
@@ -209,20 +322,121 @@ def train_denoiser(
             loss = flow_matching_loss(
                 velocity, batch.clean, batch.noise, channel_weights=weights
             )  # [b]
-            update = loop.update(loss.mean())  # the last micro-batch moves the weights
+            update = loop.update(loss.mean() * batch.weight)  # the last one moves the weights
             loss_sum += loss.detach().sum()
+            seen.append((batch, loss.detach()))
 
         # 2. Report; validate, sample and save when due.
-        metrics = {"loss": all_reduce_sum(loss_sum).item() / config.batch_size, **update}
-        if loop.is_due(step, config.validate_every):
-            metrics["validation/loss"] = validation_loss(
-                backbone, loop.averaged, validation, weights
+        total = all_reduce_sum(loss_sum).item() / config.sequence_parallel
+        metrics = {"loss": total / batch.samples_of_step, **update}
+        metrics |= speed_metrics(config, backbone, [b for b, _ in seen], time.monotonic() - started)
+        if len(stages) > 1:
+            metrics["stage"] = stages.index(stage)
+        if update["skipped"]:
+            name_bad_samples(step, seen)
+        ends = local + 1 == stage.num_steps
+        if ends or loop.is_due(step, config.validate_every):
+            metrics["validation/loss"] = mean_validation_loss(
+                backbone, loop.averaged, stage.validation, weights
             )
-        if config.num_samples and loop.is_due(step, config.sample_every):
-            save_samples(config, backbone, loop.averaged, validation, run, step + 1)
-        loop.end_step(step, metrics)
+            if stage.early_stop is not None:
+                best.observe(step + 1, metrics["validation/loss"], loop.averaged)
+        if config.num_samples and (ends or loop.is_due(step, config.sample_every)):
+            save_samples(config, stage.sampled, loop.averaged, stage.validation[0], run, step + 1)
+        loop.end_step(step, metrics, kept=best.state_dict(), save=best.stop.stopped)
 
-    return loop.save_model("generator", replace(backbone, denoiser=loop.averaged).save)
+    # 3. Keep the averaged weights, after an early stop the best of them.
+    if best.weights is not None:
+        loop.averaged.load_state_dict(best.weights)
+    averaged = loop.averaged
+    if config.lora is not None:
+        settings = config.lora
+        loop.save_model("lora", lambda folder: save_lora(averaged, settings, folder))
+        averaged = merged(averaged)
+    return loop.save_model("generator", replace(backbone, denoiser=averaged).save)
+
+
+def stage_at(stages: Sequence[Stage], step: int) -> tuple[Stage, int]:
+    """The stage of a step of the run, and which of its steps that is."""
+    for stage in stages:
+        if step < stage.num_steps:
+            return stage, step
+        step -= stage.num_steps
+    raise ValueError(f"the stages end {step + 1} steps earlier")
+
+
+def rate_of_run(
+    config: DenoiserTrainConfig, stages: Sequence[Stage]
+) -> Callable[[int], float] | None:
+    """The learning rate of every step of the run; None where the optimizer's own holds throughout."""
+    if all(stage.learning_rate is None for stage in stages):
+        return None
+
+    def rate(step: int) -> float:
+        stage, local = stage_at(stages, min(step, config.total_steps - 1))
+        return config.optimizer.lr if stage.learning_rate is None else stage.learning_rate(local)
+
+    return rate
+
+
+class BestWeights:
+    """The averaged weights at the best validation so far, for a stage that may stop early; they travel with the checkpoint."""
+
+    def __init__(self, config: EarlyStopConfig | None, resumed: dict[str, Any]) -> None:
+        self.stop = EarlyStop(config)
+        self.weights: dict[str, Tensor] | None = resumed.get("weights")
+        if resumed:
+            self.stop.load_state_dict(resumed["stop"])
+
+    def observe(self, step: int, loss: float, averaged: DiT) -> None:
+        """After a validation."""
+        if self.stop.observe(step, loss):
+            self.weights = {n: t.detach().cpu().clone() for n, t in averaged.state_dict().items()}
+        if self.stop.stopped and is_main():
+            print(
+                f"stopped early at step {step}: the validation loss was best at step {self.stop.best_step} "
+                f"({self.stop.best_loss:.5f})",
+                file=sys.stderr,
+            )
+
+    def state_dict(self) -> dict[str, Any] | None:
+        if self.stop.config is None:
+            return None
+        return {"stop": self.stop.state_dict(), "weights": self.weights}
+
+
+def speed_metrics(
+    config: DenoiserTrainConfig, backbone: DiTGenerator, batches: Sequence[Batch], seconds: float
+) -> dict[str, float]:
+    """Model FLOP/s of this process, and their share of the device's peak where that is known."""
+    flops = 0.0
+    for batch in batches:
+        grid = LatentGrid(*batch.clean.shape[2:])
+        flops += len(batch) * model_flops(
+            backbone.denoiser.config, grid, batch.condition.embeds.shape[1]
+        )
+    flops /= config.sequence_parallel
+    metrics = {"speed/step_seconds": seconds, "speed/flops_per_second": flops / seconds}
+    peak = peak_flops_here(config.bf16)
+    if peak is not None:
+        metrics["speed/mfu"] = flops / seconds / peak
+    return metrics
+
+
+def name_bad_samples(step: int, seen: Sequence[tuple[Batch, Tensor]]) -> None:
+    """On stderr: which samples of this process had a loss that is not finite."""
+    bad = [
+        f"{name} (loss {value:g})"
+        for batch, loss in seen
+        for name, value in zip(batch.names, loss.tolist(), strict=True)
+        if not math.isfinite(value)
+    ]
+    if bad:
+        more = f" and {len(bad) - MAX_NAMES_SHOWN} more" if len(bad) > MAX_NAMES_SHOWN else ""
+        print(
+            f"step {step + 1}: {', '.join(bad[:MAX_NAMES_SHOWN])}{more}",
+            file=sys.stderr,
+        )
 
 
 @torch.no_grad()
@@ -258,6 +472,17 @@ def validation_loss(
     return torch.stack(losses).mean().item()
 
 
+def mean_validation_loss(
+    backbone: DiTGenerator, denoiser: DiT, sets: Sequence[LatentSet], weights: Tensor
+) -> float:
+    """`validation_loss` over sets of several sizes, every clip counting alike."""
+    losses = [validation_loss(backbone, denoiser, data, weights) for data in sets]
+    if len(losses) == 1:
+        return losses[0]
+    counts = [len(data) for data in sets]
+    return math.fsum(loss * n for loss, n in zip(losses, counts, strict=True)) / sum(counts)
+
+
 def save_samples(
     config: DenoiserTrainConfig,
     backbone: DiTGenerator,
@@ -278,6 +503,6 @@ def save_samples(
         backbone, chosen.captions, list(range(len(chosen))), task=task, denoiser=denoiser
     )
     for index, clip in enumerate(frames):
-        write_video(run.sample_path(step, f"{index:02d}.mp4"), clip, config.fps)
+        write_video(run.sample_path(step, f"{index:02d}.mp4"), clip, backbone.fps)
     captions = "".join(f"{index:02d}.mp4\t{text}\n" for index, text in enumerate(chosen.captions))
     run.sample_path(step, "captions.tsv").write_text(captions, encoding="utf-8")

@@ -1,18 +1,21 @@
-"""What a denoiser trains on: clips encoded once, and noised batches of them as a function of the step."""
+"""What a denoiser trains on: clips encoded once, and noised batches of them as a function of the step.
+
+`BatchStream` serves one size from memory; `generator.training.bucket_stream` serves buckets from disk. Both draw with `Draws`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from generator.base import Condition, Task
-from generator.flow import logit_normal_sigma
+from generator.flow import logit_normal_sigma, shift_for_tokens
 from generator.sampling import noise_like
 from reelhf.clips import ClipTensors, load_folder_windows
 from reelhf.config import Config
@@ -35,6 +38,12 @@ class SigmaConfig(Config):
     """Of the logits."""
     shift: PositiveFloat = 1.0
     """Above 1 moves sigmas towards noise; larger clips need more. Sampling uses the same shift."""
+    base_tokens: PositiveInt | None = None
+    """Latent positions of the clip that `shift` is meant for; another clip's is shift * sqrt(positions / base_tokens). None: one for all."""
+
+    def shift_for(self, tokens: int) -> float:
+        """The shift of clips of this many latent positions."""
+        return shift_for_tokens(self.shift, tokens, self.base_tokens)
 
 
 class TaskMixConfig(Config):
@@ -85,9 +94,87 @@ class Batch:
     sigma: Tensor
     condition: Condition
     task: Task
+    names: list[str]
+    """What to call each sample in a message."""
+    samples_of_step: int
+    """Over all processes and micro-batches."""
+    weight: float = 1.0
+    """Of this micro-batch's mean loss: its samples over the mean number of samples of the step's micro-batches."""
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    def to(self, place: torch.device) -> Batch:
+        """The same on another device."""
+        return replace(
+            self,
+            clean=self.clean.to(place),
+            noise=self.noise.to(place),
+            sigma=self.sigma.to(place),
+            condition=self.condition.to(place),
+            task=self.task.to(place),
+        )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Everything random about samples; each sample's is a function of the seed and its position in the stream."""
+
+    seed: int
+    sigma: SigmaConfig
+    tasks: TaskMixConfig
+    prompt_dropout: float
+
+    def uniforms(self, positions: Sequence[int], shift: float) -> tuple[Tensor, Tensor]:
+        """Per sample: sigma [B], and uniform numbers [B, 3] for the task, the prompt's dropout and the kind of caption."""
+        sigmas, uniforms = [], []
+        for position in positions:
+            generator = torch.Generator().manual_seed(position_seed(self.seed, position))
+            sigmas.append(
+                logit_normal_sigma(
+                    (),
+                    mean=self.sigma.mean,
+                    std=self.sigma.std,
+                    shift=shift,
+                    generator=generator,
+                )
+            )
+            two = torch.rand(2, generator=generator)
+            uniforms.append(torch.cat((two, torch.rand(1, generator=generator))))
+        return torch.stack(sigmas), torch.stack(uniforms)
+
+    def shift(self, clean: Tensor) -> float:
+        """Of the noise levels of clips [B, C, T, h, w]."""
+        return self.sigma.shift_for(clean[0, 0].numel())
+
+    def batch(
+        self,
+        clean: Tensor,
+        condition: Condition,
+        positions: Sequence[int],
+        names: list[str],
+        *,
+        as_images: bool,
+        samples_of_step: int,
+        low_res: Tensor | None = None,
+        weight: float = 1.0,
+    ) -> Batch:
+        """Noise, sigmas, tasks and dropped prompts for clean latents; on the CPU."""
+        noise = noise_like(
+            [position_seed(self.seed, p) for p in positions], tuple(clean.shape[1:]), stream=1
+        )
+        sigma, uniforms = self.uniforms(positions, self.shift(clean))
+        given = (uniforms[:, 0] < self.tasks.image_to_video) & (not as_images)
+        return Batch(
+            clean,
+            noise,
+            sigma,
+            condition.dropped(uniforms[:, 1] < self.prompt_dropout),
+            first_frame_task(clean, given, low_res),
+            names,
+            samples_of_step,
+            weight,
+        )
 
 
 def training_windows(config: DenoiserTrainConfig, clips: Path) -> ClipTensors:
@@ -115,10 +202,11 @@ def encode_clips(
 
 
 class BatchStream:
-    """Batches as a function of the step: shuffled epochs, each sample's randomness seeded by its position."""
+    """Batches of one size as a function of the step: shuffled epochs, each sample's randomness seeded by its position."""
 
     def __init__(self, config: DenoiserTrainConfig, data: LatentSet) -> None:
         self.config, self.data = config, data
+        self.draws = Draws(config.seed, config.sigma, config.tasks, config.prompt_dropout)
         self.shuffled = ShuffledEpochs(len(data), config.seed)
         self.split = BatchSplit(
             config.batch_size, accumulation_steps=config.gradient_accumulation_steps
@@ -130,46 +218,24 @@ class BatchStream:
         of_step = torch.Generator().manual_seed(position_seed(config.seed, step))
         as_images = torch.rand((), generator=of_step).item() < config.tasks.text_to_image
         for part in range(config.gradient_accumulation_steps):
-            yield self._batch(self.split.positions(step, part), as_images)
+            yield self._batch(self.split.positions(step, part), as_images).to(device())
 
     def _batch(self, positions: range, as_images: bool) -> Batch:
-        config = self.config
-        data = self.data.rows([self.shuffled[position] for position in positions])
+        rows = [self.shuffled[position] for position in positions]
+        data = self.data.rows(rows)
         clean, low_res = data.latents, data.low_res_latents
         if as_images:  # the VAE is causal, so the first latent frame is the image's own latent
             clean = clean[:, :, :1]
             low_res = None if low_res is None else low_res[:, :, :1]
-        noise = noise_like(
-            [position_seed(config.seed, p) for p in positions], tuple(clean.shape[1:]), stream=1
+        return self.draws.batch(
+            clean,
+            data.condition,
+            positions,
+            [f"window {row}" for row in rows],
+            as_images=as_images,
+            samples_of_step=self.config.batch_size,
+            low_res=low_res,
         )
-        sigma, kind, drop = self._draws(positions)
-        given = (kind < config.tasks.image_to_video) & (not as_images)
-        return Batch(
-            clean.to(device()),
-            noise.to(device()),
-            sigma.to(device()),
-            data.condition.dropped(drop < config.prompt_dropout).to(device()),
-            first_frame_task(clean, given, low_res).to(device()),
-        )
-
-    def _draws(self, positions: range) -> tuple[Tensor, Tensor, Tensor]:
-        """Per sample: sigma, and two uniform numbers for the task and the prompt's dropout."""
-        sigma_config = self.config.sigma
-        sigmas, uniforms = [], []
-        for position in positions:
-            generator = torch.Generator().manual_seed(position_seed(self.config.seed, position))
-            sigmas.append(
-                logit_normal_sigma(
-                    (),
-                    mean=sigma_config.mean,
-                    std=sigma_config.std,
-                    shift=sigma_config.shift,
-                    generator=generator,
-                )
-            )
-            uniforms.append(torch.rand(2, generator=generator))
-        kind, drop = torch.stack(uniforms).unbind(1)
-        return torch.stack(sigmas), kind, drop
 
 
 def first_frame_task(clean: Tensor, given: Tensor, low_res_latents: Tensor | None = None) -> Task:

@@ -202,6 +202,14 @@ def case_resume(stage: int) -> Any:
     }
 
 
+def case_start(stage: int) -> Any:
+    """Three steps and a checkpoint beside the results, for another number of processes to go on from; then three more."""
+    engine, reward = start(stage)
+    train(engine, reward, range(3))
+    engine.save(Path(sys.argv[1]).parent / f"moved_{stage}", {"rank": rank()})
+    return train(engine, reward, range(3, 6))
+
+
 def case_loss_backward(stage: int) -> Any:
     engine, reward = start(stage)
     loss = -reward(sample(engine, batch(0))).mean()

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from reelhf.engine import Engine, EngineConfig, OptimizerConfig
 from reelhf.errors import UserError
-from tests.reelhf.engine_cases import make, reference, run_case
+from tests.reelhf.engine_cases import make, reference, run_case, start, train
 
 CASES = Path(__file__).with_name("engine_cases.py")
 ROOT = CASES.parent.parent.parent
@@ -53,7 +55,7 @@ def two_processes(tmp_path_factory):
     names = [f"plain:{stage}" for stage in STAGES]
     names += ["bf16:1", "bf16:2", "last_step_only:2", "checkpointed:2", "checkpointed:3"]
     names += ["unequal_valid:0", "unequal_valid:2", "nan_on_one_rank:0", "nan_on_one_rank:2"]
-    names += ["resume:0", "resume:2"]
+    names += ["resume:0", "resume:2", *(f"start:{stage}" for stage in STAGES)]
     folder = tmp_path_factory.mktemp("two")
     return {"folder": folder, **launch(folder, *names)}
 
@@ -116,6 +118,43 @@ def test_a_checkpoint_of_two_processes_is_refused_on_one(two_processes):
     folder = two_processes["folder"] / "run_0" / "checkpoints" / "step_000003"
     with pytest.raises(UserError, match=r"saved with 2 process\(es\).* this run has 1"):
         engine.load(folder)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_process_goes_on_where_two_stopped(two_processes, stage):
+    """Weights and moments are the same bits: the next losses differ by the order of sums alone."""
+    folder = two_processes["folder"] / f"moved_{stage}"
+    engine, reward = start(stage)
+    assert engine.load(folder, any_world_size=True) == {"rank": 0}
+    saved = {}
+    for file in folder.glob("pieces_rank_*.safetensors"):
+        for key, value in load_file(file).items():
+            kind, offset, name = key.split("|")
+            saved.setdefault(f"{kind}|{name}", []).append((int(offset), value))
+    whole = {key: torch.cat([v for _, v in sorted(parts)]) for key, parts in saved.items()}
+    for name, value in engine.full_state_dict().items():
+        assert torch.equal(value.flatten(), whole[f"weight|{name}"])
+    engine.save(folder / "again", {})
+    again = load_file(folder / "again" / "pieces_rank_000.safetensors")
+    assert len(again) == len(whole)
+    for key, value in again.items():
+        kind, _, name = key.split("|")
+        assert torch.equal(value, whole[f"{kind}|{name}"])
+    assert train(engine, reward, range(3, 6)) == pytest.approx(
+        two_processes[f"start:{stage}"], rel=1e-5
+    )
+
+
+def test_a_checkpoint_of_another_architecture_is_one_line(two_processes):
+    from torch import nn
+
+    small = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    engine = Engine(small, OptimizerConfig(lr=1e-3), EngineConfig(micro_batch_size=8))
+    with pytest.raises(
+        UserError, match=r"another architecture: it lacks 0.weight, 0.bias, 1.weight"
+    ) as e:
+        engine.load(two_processes["folder"] / "moved_0", any_world_size=True)
+    assert "\n" not in str(e.value)
 
 
 @pytest.mark.slow
