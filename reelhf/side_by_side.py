@@ -28,6 +28,7 @@ Job = Callable[[], Any]
 
 
 _POLL_SECONDS = 0.5
+_NICE = 10
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _stop = threading.Event()  # set while work in the background is not wanted any more
 
@@ -36,7 +37,7 @@ def run_jobs(jobs: Mapping[str, Job], *, at_once: int) -> dict[str, Any]:
     """What each job returns, by name.
 
     Args:
-        jobs: started in this order; put the longest first.
+        jobs: started in this order; put the longest first, the others give way to it.
         at_once: how many run at a time. 1 runs them here, one after the other; from 2 on each gets a process of its own and an
             equal share of this process's threads, so that the outcome does not depend on how many there are to share with.
     Raises: UserError as a job raised it, or for several processes that would each start them; RuntimeError naming the job for
@@ -55,7 +56,8 @@ def run_jobs(jobs: Mapping[str, Job], *, at_once: int) -> dict[str, Any]:
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                running.append(_start(*waiting.pop(0), threads))
+                gives_way = len(waiting) < len(jobs)
+                running.append(_start(*waiting.pop(0), threads, gives_way))
             ready = wait([one.answers for one in running], timeout=_POLL_SECONDS)
             if _stop.is_set():
                 raise RuntimeError("stopped, because what it ran beside failed")
@@ -118,16 +120,17 @@ class _Running:
         )
 
 
-def _start(name: str, job: Job, threads: int) -> _Running:
+def _start(name: str, job: Job, threads: int, gives_way: bool) -> _Running:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(job, sender, threads), name=name, daemon=True)
+    arguments = job, sender, threads, gives_way
+    process = context.Process(target=_work, args=arguments, name=name, daemon=True)
     process.start()
     sender.close()  # the child's is the only one left: its death ends the pipe
     return _Running(name, process, receiver)
 
 
-def _work(job: Job, answers: Connection, threads: int) -> None:
+def _work(job: Job, answers: Connection, threads: int, gives_way: bool) -> None:
     """Runs in the child."""
     import torch
 
@@ -137,6 +140,8 @@ def _work(job: Job, answers: Connection, threads: int) -> None:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     for variable in _LAUNCHER:  # of the parent, whose process group this one is not in
         os.environ.pop(variable, None)
+    if gives_way:
+        os.nice(_NICE)
     torch.set_num_threads(threads)
     use_plain_lines()
     try:

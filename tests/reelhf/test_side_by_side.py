@@ -19,6 +19,10 @@ def whereabouts(value: int) -> tuple[int, int, int]:
     return value, os.getpid(), torch.get_num_threads()
 
 
+def priority() -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def refuse() -> None:
     raise UserError("no clips here; expected a folder of videos")
 
@@ -45,6 +49,12 @@ def test_results_come_back_by_name_from_processes_of_their_own():
     assert os.getpid() not in pids
     share = max(1, torch.get_num_threads() // 2)
     assert {threads for *_, threads in results.values()} == {share}
+
+
+def test_later_jobs_give_way_to_the_first():
+    first, second, third = run_jobs(dict.fromkeys("abc", priority), at_once=2).values()
+    assert first == priority()
+    assert second == third > first
 
 
 def test_one_at_once_stays_in_this_process():
