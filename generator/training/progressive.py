@@ -277,7 +277,7 @@ def going_on(config: DenoiserTrainConfig, init: Path) -> DiTGenerator:
     own = parent.denoiser.config
     different = [
         f"{key} is {getattr(config.architecture, key)} in the config, {getattr(own, key)} there"
-        for key in sorted(config.architecture.model_fields_set - {"checkpointing"})
+        for key in sorted(config.architecture.model_fields_set - {"checkpointing", "compile"})
         if getattr(config.architecture, key) != getattr(own, key)
     ]
     if different:
