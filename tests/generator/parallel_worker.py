@@ -9,6 +9,7 @@ from unittest import mock
 
 import torch
 
+from generator.base import NO_SHOT
 from generator.dit import DiT, DiTConfig
 from generator.parallel import sequence_group
 from reelhf.engine import all_reduce_sum, init_distributed, is_main, world_size
@@ -20,11 +21,18 @@ CASES: dict[str, dict[str, Any]] = {
     "one_frame": {"grid": (1, 4, 4), "window": (2, 2)},
     "one_window": {"grid": (3, 2, 2), "window": (4, 4)},
     "checkpointed": {"grid": (5, 4, 6), "window": (2, 3), "checkpointing": True},
+    # a prompt of two shots beside one of one: frames of either shot on one process, and each process with both
+    "shots": {"grid": (5, 4, 4), "window": (2, 2), "starts": [[0, 2], [0, NO_SHOT]]},
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def run(grid: tuple[int, int, int], dtype: torch.dtype, **changes: Any) -> dict[str, Any]:
+def run(
+    grid: tuple[int, int, int],
+    dtype: torch.dtype,
+    starts: list[list[int]] | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
     torch.manual_seed(0)
     config = DiTConfig(channels=4, width=24, num_heads=2, num_pairs=3, text_width=8, **changes)
     dit = DiT(config)
@@ -38,7 +46,11 @@ def run(grid: tuple[int, int, int], dtype: torch.dtype, **changes: Any) -> dict[
     sigma = torch.rand(2, grid[0])  # one per frame: every frame has its own modulation
     inputs = (torch.randn(2, 7, 8), mask, given, torch.ones(2, 1, *grid))
     cast = [x.to(dtype) if x.is_floating_point() else x for x in (noisy, sigma, *inputs)]
-    velocity, hidden = dit(*cast, features=(0, 1))
+    shots = {}
+    if starts is not None:
+        of_token = torch.tensor([[0, 0, 0, 1, 1, 0, 0], [0] * 7])
+        shots = {"token_shots": of_token, "shot_starts": torch.tensor(starts)}
+    velocity, hidden = dit(*cast, features=(0, 1), **shots)
     weights = torch.arange(1.0, velocity.numel() + 1).view_as(velocity) / velocity.numel()
     loss = (weights * (velocity - target).square()).mean()
     loss.backward()

@@ -34,9 +34,11 @@ def write_example_loop(folder: Path, *, gold: bool = True, size: int = 32) -> Pa
     for name in ("rewards_evaluation", "held_out_evaluation"):
         (folder / name).mkdir()
         one = {
-            "accuracy": 0.78,
-            "interval": [0.71, 0.84],
+            "accuracy": 0.68,
+            "interval": [0.61, 0.74],
             "n": 211,
+            "explicit_accuracy": 0.78,
+            "explicit_n": 57,
             "chance": 0.5,
             "stage_identity": 0.5,
         }

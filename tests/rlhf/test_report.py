@@ -82,6 +82,19 @@ def test_the_kept_step_is_read_from_the_metrics():
     assert kept_step([{"best/step": 0.0}, {"best/step": 12.0}, {"step": 20}]) == 12
 
 
+def test_both_kinds_of_pairs_have_a_verdict_of_their_own(tmp_path):
+    """What people said may reach the target where what follows from it does not; the page says both."""
+    page = write_report(write_example_loop(tmp_path / "loop")).read_text()
+    row = next(line for line in page.split("<tr>") if "0.780" in line and "57 pairs" in line)
+    said, every = row.split("<td class='n'>")[1:3]
+    assert "0.780" in said
+    assert ">pass<" in said
+    assert "57 pairs" in said
+    assert "0.680" in every
+    assert ">fail<" in every
+    assert "211 pairs, 0.61" in every
+
+
 def test_page_lists_stage_seconds_against_the_budget(tmp_path):
     page = render_page(LoopRecord.read(write_example_loop(tmp_path / "loop")))
     row = re.search(r"<tr><td>base</td>.*?</tr>", page, re.S)
