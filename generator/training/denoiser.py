@@ -35,7 +35,7 @@ from generator.training.latents import (
     SigmaConfig,
     TaskMixConfig,
     encode_clips,
-    first_frame_task,
+    text_task,
     training_windows,
 )
 from generator.training.lora import LoraSettings, add_lora, merged, save_lora
@@ -460,7 +460,7 @@ def validation_loss(
     """Velocity error on clips never trained on, at fixed noise and four sigmas."""
     clean = data.latents.to(device())
     noise = noise_like(range(len(data)), tuple(clean.shape[1:])).to(device())
-    task = first_frame_task(data.latents, torch.zeros(len(data)), data.low_res_latents).to(device())
+    task = text_task(data.latents, data.low_res_latents).to(device())
     condition = data.condition.to(device())
     losses = []
     for value in VALIDATION_SIGMAS:
@@ -497,8 +497,7 @@ def save_samples(
     chosen = data.rows(range(min(config.num_samples, len(data))))
     task = None
     if chosen.low_res_latents is not None:
-        nothing = torch.zeros(len(chosen))
-        task = first_frame_task(chosen.latents, nothing, chosen.low_res_latents).to(device())
+        task = text_task(chosen.latents, chosen.low_res_latents).to(device())
     frames = sample_frames(
         backbone, chosen.captions, list(range(len(chosen))), task=task, denoiser=denoiser
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from generator.base import Condition, Task
@@ -46,13 +46,49 @@ class SigmaConfig(Config):
         return shift_for_tokens(self.shift, tokens, self.base_tokens)
 
 
+GIVEN_STREAM = 2
+"""Of `noise_like`: which frames a sample is given."""
+
+
+class GivenFramesConfig(Config):
+    """Which clean latent frames image-to-video samples are given, as shares of any scale."""
+
+    first: float = Field(1.0, ge=0)
+    """The first alone."""
+    last: float = Field(0.0, ge=0)
+    """The last alone."""
+    both: float = Field(0.0, ge=0)
+    """The first and the last."""
+    any: float = Field(0.0, ge=0)
+    """Each with a chance of one half."""
+
+    @model_validator(mode="after")
+    def _some_share(self) -> GivenFramesConfig:
+        if not self.first + self.last + self.both + self.any > 0:
+            raise ValueError("the shares of the given frames are all 0; expected one above")
+        return self
+
+    def known(self, draws: Tensor) -> Tensor:
+        """Which latent frames are given, [B, T] bool, from standard normal draws [B, 1 + T]."""
+        shares = torch.tensor([self.first, self.last, self.both, self.any], dtype=torch.float64)
+        points = torch.special.ndtr(draws[:, 0].double()) * shares.sum()
+        kinds = torch.bucketize(points, shares.cumsum(0)[:-1], right=True)
+        ways = torch.zeros(len(draws), 4, draws.shape[1] - 1, dtype=torch.bool)
+        ways[:, 0::2, 0] = True
+        ways[:, 1:3, -1] = True
+        ways[:, 3] = draws[:, 1:] > 0
+        return ways[torch.arange(len(draws)), kinds]
+
+
 class TaskMixConfig(Config):
     """Unified training: what is known of the clip besides its prompt. The rest is text-to-video."""
 
     text_to_image: float = Field(0.1, ge=0, le=1)
     """Share of steps whose whole batch is single frames."""
     image_to_video: float = Field(0.2, ge=0, le=1)
-    """Share of the other samples that are given their clean first frame."""
+    """Share of the other samples that are given clean frames."""
+    given: GivenFramesConfig = GivenFramesConfig()
+    """Which frames those are; the first by default."""
 
 
 @dataclass(frozen=True)
@@ -160,17 +196,18 @@ class Draws:
         weight: float = 1.0,
     ) -> Batch:
         """Noise, sigmas, tasks and dropped prompts for clean latents; on the CPU."""
-        noise = noise_like(
-            [position_seed(self.seed, p) for p in positions], tuple(clean.shape[1:]), stream=1
-        )
+        seeds = [position_seed(self.seed, position) for position in positions]
+        noise = noise_like(seeds, tuple(clean.shape[1:]), stream=1)
         sigma, uniforms = self.uniforms(positions, self.shift(clean))
         given = (uniforms[:, 0] < self.tasks.image_to_video) & (not as_images)
+        frames = clean.shape[2]
+        known = self.tasks.given.known(noise_like(seeds, (1 + frames,), stream=GIVEN_STREAM))
         return Batch(
             clean,
             noise,
             sigma,
             condition.dropped(uniforms[:, 1] < self.prompt_dropout),
-            first_frame_task(clean, given, low_res),
+            Task.given(clean, known & given[:, None], low_res),
             names,
             samples_of_step,
             weight,
@@ -238,8 +275,6 @@ class BatchStream:
         )
 
 
-def first_frame_task(clean: Tensor, given: Tensor, low_res_latents: Tensor | None = None) -> Task:
-    """Image-to-video where `given` [B] is True (clean first latent frame, mask 1 there), text-to-video elsewhere."""
-    known = torch.zeros_like(clean[:, 0, :, 0, 0])
-    known[:, 0] = given.to(clean)
-    return Task.given(clean, known, low_res_latents)
+def text_task(clean: Tensor, low_res_latents: Tensor | None = None) -> Task:
+    """Text-to-video: nothing of the clean latents [B, C, T, h, w] is given."""
+    return Task.given(clean, torch.zeros_like(clean[:, 0, :, 0, 0]), low_res_latents)

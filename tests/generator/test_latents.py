@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from generator.base import Task
 from generator.training.denoiser import DenoiserTrainConfig
-from generator.training.latents import BatchStream, LatentSet, TaskMixConfig, first_frame_task
+from generator.training.latents import (
+    BatchStream,
+    GivenFramesConfig,
+    LatentSet,
+    TaskMixConfig,
+    text_task,
+)
 from reelhf.errors import UserError
 
 
@@ -71,11 +78,36 @@ def test_the_task_mix_is_what_was_asked_for(latent_set):
 
 def test_a_given_first_frame_is_clean_and_masked_and_the_others_are_zero():
     clean = torch.randn(2, 8, 3, 2, 2)
-    task = first_frame_task(clean, torch.tensor([True, False]))
+    known = torch.tensor([[True, False, False], [False] * 3])
+    task = Task.given(clean, known)
     assert torch.equal(task.condition_latents[0, :, 0], clean[0, :, 0])
     assert task.condition_mask.flatten(2).sum().item() == 4
     assert not task.condition_latents[0, :, 1:].any()
     assert not task.condition_latents[1].any()
+    nothing = text_task(clean)
+    assert not nothing.condition_latents.any()
+    assert not nothing.condition_mask.any()
+
+
+def test_frames_are_given_in_the_shares_asked_for():
+    draws = torch.randn(4000, 1 + 5, generator=torch.Generator().manual_seed(0))
+    only_first = GivenFramesConfig().known(draws)
+    assert only_first[:, 0].all()
+    assert not only_first[:, 1:].any()
+    known = GivenFramesConfig(first=1, last=2, both=1, any=4).known(draws)
+    rows = known.long() @ (1 << torch.arange(5))
+    # of 8 parts: first 1, last 2, both 1; and 4 of any, a 32nd of which looks like each of those and like nothing
+    for pattern, share in ((1, 1 + 4 / 32), (16, 2 + 4 / 32), (17, 1 + 4 / 32), (0, 4 / 32)):
+        assert (rows == pattern).float().mean().item() == pytest.approx(share / 8, abs=0.025)
+    with pytest.raises(ValueError, match="all 0; expected one above"):
+        GivenFramesConfig(first=0)
+
+
+def test_a_trained_batch_is_given_what_the_mix_says(latent_set):
+    tasks = TaskMixConfig(text_to_image=0.0, image_to_video=1.0, given={"first": 0, "last": 1})
+    (batch,) = BatchStream(config(batch_size=4, tasks=tasks), latent_set).micro_batches(0)
+    assert torch.equal(batch.task.condition_latents[:, :, -1], batch.clean[:, :, -1])
+    assert not batch.task.condition_mask[:, :, :-1].any()
 
 
 def test_a_quarter_of_the_clips_at_most_validates_and_one_clip_is_too_few(latent_set):
