@@ -182,6 +182,9 @@ def sample(
         Path | None,
         typer.Option(help="in its place: a diffusers folder or hub id (Wan, LTX, CogVideoX)"),
     ] = None,
+    refiner: Annotated[
+        Path | None, typer.Option(help="folder of a refiner that enlarges the clips")
+    ] = None,
     lora: Annotated[
         Path | None, typer.Option(help="folder of adapters, as `stages:` with `lora:` leaves it")
     ] = None,
@@ -226,10 +229,12 @@ def sample(
 ) -> None:
     """Make clips with a base generator; the result is a folder of captioned clips like any other.
 
-    A generator folder carries its clip size and its sampler; steps, solver and guidance may be others. A diffusers model starts from
+    With --refiner they are enlarged in the same call: base, then refiner, same prompt and seed. A generator folder carries its clip size and its sampler; steps, solver and guidance may be others. A diffusers model starts from
     its family's, and takes other sizes too. A clip depends on its prompt and seed, not on the batch it is made in.
     Clips are decoded straight into their files, a few frames at a time: a long one never lies in memory whole.
     """
+    from generator.sampling import check_cascade, refine_batches, sample_batches
+
     texts = _prompts(prompts, prompt)
     if (generator is None) == (model is None):
         raise UserError("name one generator: its folder, or --model with a diffusers folder or id")
@@ -243,9 +248,13 @@ def sample(
         loaded = apply_lora(loaded, lora)
     backbone = _configured(loaded, (frames, height, width), steps, guidance)
     _check_shots(texts, backbone)
-    given = {"kind": solver, "guidance_rescale": guidance_rescale}
-    sampler = replace(backbone.sampler, **{k: v for k, v in given.items() if v is not None})
-    decode = _decoder(backbone, decode_chunk, tile, tile_overlap)
+    enlarged_by = None if refiner is None else _load(refiner, "refiner")
+    if enlarged_by is not None:
+        check_cascade(backbone, enlarged_by)
+    asked = {"kind": solver, "guidance_rescale": guidance_rescale}
+    sampler = replace(backbone.sampler, **{k: v for k, v in asked.items() if v is not None})
+    last = enlarged_by or backbone
+    decode = _decoder(last, decode_chunk, tile, tile_overlap)
     jobs = [(text, first_seed + k) for text in texts for k in range(seeds)]
     given = {
         index: _picture(path, backbone.frame_shape)
@@ -254,8 +263,6 @@ def sample(
     }
 
     def latents_of(part: list[tuple[str, int]]) -> Tensor:
-        from generator.sampling import sample_batches
-
         task = None
         if given:
             pictures = {at: one.expand(len(part), -1, -1, -1) for at, one in given.items()}
@@ -268,10 +275,16 @@ def sample(
             sampler=sampler,
             negative_prompt=negative,
         )
+        if enlarged_by is None:
+            return latents
+        small = backbone.decode(latents)[0].clamp(0, 1)
+        (latents,) = refine_batches(enlarged_by, small, *_columns(part), batch_size=batch_size)
         return latents
 
-    _write_clips(backbone.fps, jobs, latents_of, decode, out, batch_size)
-    report_result(out, "reelhf generator refine REFINER --clips {out} --out DIR")
+    _write_clips(last.fps, jobs, latents_of, decode, out, batch_size)
+    enlarge = "reelhf generator refine REFINER --clips {out} --out DIR"
+    judge = "reelhf annotate quickstart {out} --out DIR"
+    report_result(out, enlarge if refiner is None else judge)
 
 
 @app.command()

@@ -184,6 +184,21 @@ def _decoded(backbone: VideoBackbone, batches: Iterator[Tensor]) -> Tensor:
     return torch.cat([backbone.decode(latents)[0].clamp(0, 1).cpu() for latents in batches])
 
 
+def check_cascade(base: VideoBackbone, refiner: VideoBackbone) -> None:
+    """Raises: UserError unless the refiner enlarges such clips as the base makes."""
+    if base.role != "base" or refiner.role != "refiner":
+        raise UserError(f"expected a base and a refiner, got a {base.role} and a {refiner.role}")
+    (made, height, width), (taken, *size) = base.frame_shape, refiner.frame_shape
+    if made != taken:
+        raise UserError(
+            f"the base makes clips of {made} frames; this refiner enlarges clips of {taken}"
+        )
+    if height > size[0] or width > size[1]:
+        raise UserError(
+            f"the base makes clips of {height} x {width}; this refiner's are no larger: {size[0]} x {size[1]}"
+        )
+
+
 class SamplesClips:
     """The short way to clips, for every backbone: `load_generator(path).sample(["a red circle"])`."""
 
@@ -200,6 +215,7 @@ class SamplesClips:
         num_steps: int | None = None,
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
+        refiner: VideoBackbone | None = None,
         batch_size: int = 16,
     ) -> Tensor:
         """One clip per prompt, [N, 3, F, H, W] in [0, 1] on the CPU; `[SHOT 1] ... [CUT] [SHOT 2] ...` is a prompt of two shots.
@@ -211,6 +227,7 @@ class SamplesClips:
             num_steps: other than the checkpoint's sampler has.
             guidance_scale: likewise.
             negative_prompt: what guidance moves away from.
+            refiner: enlarges the clips, with the same prompts and seeds.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         backbone = self.configured(num_steps=num_steps, guidance_scale=guidance_scale)
@@ -218,11 +235,17 @@ class SamplesClips:
         if first_frames is not None:
             given[0] = first_frames
         task = backbone.frames_task(given, *backbone.frame_shape) if given else None
-        return sample_frames(
+        seeds = range(len(prompts)) if seeds is None else list(seeds)
+        if refiner is not None:
+            check_cascade(backbone, refiner)
+        frames = sample_frames(
             backbone,
             prompts,
-            range(len(prompts)) if seeds is None else list(seeds),
+            seeds,
             task=task,
             negative_prompt=negative_prompt,
             batch_size=batch_size,
         )
+        if refiner is None:
+            return frames
+        return refine_frames(refiner, frames, prompts, seeds, batch_size=batch_size)

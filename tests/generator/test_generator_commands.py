@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from generator.sampling import refine_frames
 from generator.training.denoiser import DenoiserTrainConfig
 from reelhf.cli import main
 from reelhf.clips import load_clip_folder
@@ -84,6 +85,28 @@ def test_sampled_clips_are_a_captioned_folder_that_a_refiner_reads(
     assert [entry.caption for entry in refined] == [entry.caption for entry in entries]
     info = probe_video(refined[0].path)
     assert (info.frames, info.fps, info.height, info.width) == (5, 8.0, 64, 64)
+
+
+def test_a_cascade_in_one_call_is_sampling_and_refining(tiny_generator, tmp_path, capsys):
+    base, refiner = tiny_generator("base", 32), tiny_generator("refiner", 64)
+    base.save(tmp_path / "base")
+    refiner.save(tmp_path / "refiner")
+    sample = ["generator", "sample", str(tmp_path / "base"), "--prompt", "a red circle"]
+    sample += ["--seeds", "2", "--refiner", str(tmp_path / "refiner"), "--out"]
+    main([*sample, str(tmp_path / "clips")])
+    assert "next: reelhf annotate quickstart" in capsys.readouterr().out
+    prompts = ["a red circle"] * 2
+    whole = base.sample(prompts, refiner=refiner)
+    in_turn = refine_frames(refiner, base.sample(prompts), prompts, [0, 1])
+    torch.testing.assert_close(whole, in_turn)
+    for entry, expected in zip(load_clip_folder(tmp_path / "clips"), whole, strict=True):
+        write_video(tmp_path / "expected.mp4", expected, refiner.fps)  # the codec loses the same
+        frames, wanted = (read_video(f)[0].float() for f in (entry.path, tmp_path / "expected.mp4"))
+        assert frames.shape == (3, 5, 64, 64)
+        assert (frames - wanted).abs().mean() < 0.1
+    tiny_generator("refiner", 16).save(tmp_path / "smaller")
+    sample[sample.index(str(tmp_path / "refiner"))] = str(tmp_path / "smaller")
+    assert "no larger: 16 x 16" in fails(capsys, *sample, str(tmp_path / "none"))
 
 
 def test_a_first_frame_may_come_from_an_image_or_a_video(tiny_generator, tmp_path):
