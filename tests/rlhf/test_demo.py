@@ -6,6 +6,7 @@ import _thread
 import queue
 import socket
 import threading
+import time
 from contextlib import ExitStack
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from rendered_candidates import write_candidates
 from annotation.records import read_preferences
 from reelhf.errors import UserError
 from rewards.train import RewardTrainConfig, train_rewards
+from rlhf import human_judging
 from rlhf.demo import human
 from rlhf.demo.human import human_judge, own_folder
 from rlhf.demo.options import DemoOptions
@@ -119,6 +121,13 @@ def loop(tmp_path, monkeypatch):
     """What the loop hands to its judge: `run(suffix)` judges the candidates of one round."""
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
     monkeypatch.setattr("rlhf.human_judging._POLL_SECONDS", 0.05)
+    asked, deadline = human_judging.answered, time.monotonic() + 120
+
+    def answered(*args):
+        assert time.monotonic() < deadline, "nobody judges: the browser's thread failed"
+        return asked(*args)
+
+    monkeypatch.setattr(human_judging, "answered", answered)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
