@@ -350,6 +350,27 @@ def test_the_command_trains_from_a_yaml(data, tiny_folders, tmp_path, capsys):
     assert "next: reelhf generator sample" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_the_readmes_launch_line_trains_in_stages(data, tiny_folders, tmp_path):
+    vae, text = tiny_folders
+    (tmp_path / "stages.yaml").write_text(to_yaml(staged()))
+    root = Path(__file__).parents[2]
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "reelhf"]
+    line += ["generator", "train", str(tmp_path / "stages.yaml"), "--data", str(data)]
+    line += ["--vae", str(vae), "--text", str(text), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        line,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "DS_ACCELERATOR": "cpu"},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(1, 9))
+    assert load_generator(tmp_path / "run" / "generator").role == "base"
+
+
 def launch(processes: int, scenarios: list[dict], folder: Path) -> None:
     """Run the scenarios one after another on this many processes."""
     (folder / "scenarios.json").write_text(json.dumps(scenarios))
