@@ -279,25 +279,54 @@ class DiT(nn.Module):
             reads = reads & same
             share = same.float() / same.sum(dim=1, keepdim=True).clamp(min=1)  # [B, T, L]
 
-        # 3. Modulation from sigma (per frame) and the pooled prompt.
+        # 3. Modulation, rotary angles, and the layers.
+        vector, of_vision, of_text = self._modulation(sigma, normed, mask, reads, share, frames)
+        grid = grid_positions(frames, height, width, noisy.device)
+        angles = self._angles(grid, mask, token_shots, shot_starts)
+        vision, hidden = self._through_layers(
+            vision, text, of_vision, of_text, angles, reads, share, (height, width), features
+        )
+
+        # 4. Velocity.
+        shift, scale = self.output_modulation(vector).unsqueeze(2).chunk(2, dim=-1)
+        velocity = self.output(modulate(vision, shift, scale)).float()
+        velocity = velocity.unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
+        if not features:
+            return velocity
+        return velocity, {index: hidden[index].unflatten(2, (height, width)) for index in features}
+
+    def _modulation(
+        self,
+        sigma: Tensor,
+        normed: Tensor,
+        mask: Tensor,
+        reads: Tensor,
+        share: Tensor | None,
+        frames: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """From sigma (per frame) and the pooled prompt: the frames' vectors [B, T, width], and what all layers share for vision
+        [B, T, 1, 6, width] and for text [B, 1 or L, 6, width]."""
         per_frame = sigma[:, None].expand(-1, frames) if sigma.ndim == 1 else sigma
-        vector = self.sigma_mlp(sigma_embedding(per_frame, self.config.width).to(dtype))
+        vector = self.sigma_mlp(sigma_embedding(per_frame, self.config.width).to(normed.dtype))
         if share is None:
             pooled = self._pool(normed, mask)[:, None]
         else:
             pooled = reads.to(normed) @ normed / reads.sum(-1, keepdim=True).clamp(min=1)
-        vector = nn.functional.silu(vector + self.pooled_text_input(pooled))  # [B, T, width]
+        vector = nn.functional.silu(vector + self.pooled_text_input(pooled))
         vision_shared = self.vision_modulation(vector).unflatten(-1, (6, -1)).unsqueeze(2)
         if share is None:
             of_text = vector.mean(dim=1, keepdim=True)
         else:
             of_text = share.to(vector).transpose(1, 2) @ vector
-        text_shared = self.text_modulation(of_text).unflatten(-1, (6, -1))  # [B, 1 or L, 6, width]
+        return vector, vision_shared, self.text_modulation(of_text).unflatten(-1, (6, -1))
 
-        # 4. Rotary angles: text at its index, the frames after their own shot's text.
-        grid = grid_positions(frames, height, width, noisy.device)
+    def _angles(
+        self, grid: Tensor, mask: Tensor, token_shots: Tensor | None, shot_starts: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotary angles of vision and text in spatial layers, and of vision in temporal ones: text at its index, the frames after
+        their own shot's text."""
         if token_shots is None or shot_starts is None:
-            text_places = text_positions(embeds.shape[1], noisy.device)
+            text_places = text_positions(mask.shape[1], mask.device)
             vision_places = video_positions(grid, mask.sum(dim=1))
             window_places = grid
         else:
@@ -306,12 +335,28 @@ class DiT(nn.Module):
             window_places = (vision_places - vision_places[:, :1, :1, :1])[:, None]
             text_places = text_places[:, None]
         head_dim, theta = self.config.width // self.config.num_heads, self.config.rope_theta
-        grid_angles = rope_angles(window_places.flatten(-4, -2), head_dim, theta=theta)
-        vision_angles = rope_angles(vision_places.flatten(2, 3), head_dim, theta=theta)
-        text_angles = rope_angles(text_places, head_dim, theta=theta)
+        places = vision_places.flatten(2, 3), text_places, window_places.flatten(-4, -2)
+        vision, text, windows = (rope_angles(place, head_dim, theta=theta) for place in places)
+        return vision, text, windows
 
-        # 5. Layers, each process of a group with its own frames; every other temporal one has its windows moved by half.
-        shards = None
+    def _through_layers(
+        self,
+        vision: Tensor,
+        text: Tensor,
+        vision_shared: Tensor,
+        text_shared: Tensor,
+        angles: tuple[Tensor, Tensor, Tensor],
+        reads: Tensor,
+        share: Tensor | None,
+        size: tuple[int, int],
+        features: Sequence[int],
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Tokens [B, T, h * w, width] after all layers, and those after the layers in `features`.
+
+        Each process of a sequence group takes its own frames through them. Every other temporal layer has its windows moved by half.
+        """
+        frames, shards = vision.shape[1], None
+        vision_angles, text_angles, grid_angles = angles
         if self.sequence_group is not None:
             shards = FrameShards(self.sequence_group, frames)
             vision, vision_shared, vision_angles = (
@@ -321,49 +366,24 @@ class DiT(nn.Module):
                 reads, share = (shards.local(x, dim=1) for x in (reads, share))
             by_frame = grid_angles.unflatten(-2, (frames, -1))
             grid_angles = shards.local(by_frame, dim=by_frame.ndim - 3).flatten(-3, -2)
+            frames = 1  # of the map: windows are dealt out per frame
         windows = [
-            window_map(
-                frames if shards is None else 1,
-                height,
-                width,
-                self.config.window,
-                shifted,
-                noisy.device,
-            )
+            window_map(frames, *size, self.config.window, shifted, vision.device)
             for shifted in (False, True)
         ]
+        of_spatial = vision_shared, text_shared, vision_angles, text_angles, reads, share, shards
         hidden: dict[int, Tensor] = {}
         for pair, (spatial, temporal) in enumerate(zip(self.spatial, self.temporal, strict=True)):
-            vision, text = self._layer(
-                spatial,
-                vision,
-                text,
-                vision_shared,
-                text_shared,
-                vision_angles,
-                text_angles,
-                reads,
-                share,
-                shards,
-            )
+            vision, text = self._layer(spatial, vision, text, *of_spatial)
             if 2 * pair in features:
                 hidden[2 * pair] = vision
             maps = windows[pair % 2]
             vision = self._layer(temporal, vision, vision_shared, grid_angles, *maps, shards)
             if 2 * pair + 1 in features:
                 hidden[2 * pair + 1] = vision
-
-        if shards is not None:
-            vision = shards.whole(vision)
-            hidden = {index: shards.whole(hidden[index]) for index in features}
-
-        # 6. Velocity.
-        shift, scale = self.output_modulation(vector).unsqueeze(2).chunk(2, dim=-1)
-        velocity = self.output(modulate(vision, shift, scale)).float()
-        velocity = velocity.unflatten(2, (height, width)).permute(0, 4, 1, 2, 3)
-        if not features:
-            return velocity
-        return velocity, {index: hidden[index].unflatten(2, (height, width)) for index in features}
+        if shards is None:
+            return vision, hidden
+        return shards.whole(vision), {index: shards.whole(x) for index, x in hidden.items()}
 
     def _layer(self, layer: nn.Module, *args: Tensor | FrameShards | None) -> Any:
         if not self.config.checkpointing or not torch.is_grad_enabled():
