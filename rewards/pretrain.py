@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,9 @@ from rewards.pretraining.config import PretrainConfig
 from rewards.pretraining.foundational import pretrain_foundational
 from rewards.pretraining.motion import pretrain_motion
 from rewards.tokens import load_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    from reelhf.clips import ClipTensors
 
 PRETRAIN: dict[str, Callable[..., None]] = {
     "motion": pretrain_motion,
@@ -97,7 +100,7 @@ def _pretrain_one(
     write_text_atomic(out / f"{name}.sha256", key)
 
 
-def _windows(config: PretrainConfig, clips: Path) -> Any:
+def _windows(config: PretrainConfig, clips: Path) -> ClipTensors:
     from reelhf.clips import load_folder_windows
 
     return load_folder_windows(

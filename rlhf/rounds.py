@@ -30,8 +30,10 @@ from rlhf.direct import DirectConfig, train_direct
 from rlhf.judging import PREFERENCES, JudgingConfig, judge_simulated, read_groups
 from rlhf.regenerated import RegenerateConfig, regenerate
 from rlhf.simulated import annotator_ceiling
-from rlhf.stages import Stage, StageRunner
+from rlhf.stages import Stage, StageRunner, source_digest
 from rlhf.world import PromptsConfig, World
+
+PRETRAIN_SOURCE = "rewards.pretrain"
 
 
 class LoopConfig(Config):
@@ -204,6 +206,8 @@ def run_round(
         return one.pretrain("reward_backbones", config.reward_backbones, clips, base, anew)
 
     if config.reward_backbones.side_by_side > 1:
+        # read here what the stage's key is made of: two threads must not parse at once (CPython 3.11 raises a SystemError)
+        source_digest(PRETRAIN_SOURCE)
         with in_background(pretrain) as pretrained:
             judging = judge(runner, suffix, candidates)
             backbones = pretrained()
@@ -316,7 +320,7 @@ class _Round:
             lambda out: pretrain_backbones(config, clips, out, graded=graded),
             config=config,
             inputs={"clips": base, "graded": anew},
-            source="rewards.pretrain",
+            source=PRETRAIN_SOURCE,
         )
 
     def learn(

@@ -103,6 +103,13 @@ def test_rewards_are_measured_beside_chance_baselines_and_ceiling(demo):
             assert None not in (measured["chance"], measured["sharpness"], measured["ceiling"])
 
 
+def test_backbones_are_pre_trained_while_verdicts_are_given(demo):
+    rows = {row["name"]: row for row in json.loads((demo[0] / "loop.json").read_text())["stages"]}
+    beside = {name for name, row in rows.items() if row["beside_seconds"] > 0}
+    assert beside
+    assert beside <= {"annotation", "reward_backbones"}
+
+
 @pytest.mark.parametrize(("run", "before"), [("rlhf_base", "base"), ("rlhf_refiner", "student")])
 def test_rlhf_changes_the_weights_and_leaves_curves(demo, run, before):
     out, _, _ = demo

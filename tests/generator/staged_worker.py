@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from generator.parallel import FrameShards
 from generator.training.denoiser import DenoiserTrainConfig
 from generator.training.progressive import train_stages
 from reelhf.engine import Engine, is_main
@@ -28,6 +29,18 @@ def record_gradients(patch: pytest.MonkeyPatch, file: Path) -> None:
         return step(engine)
 
     patch.setattr(Engine, "step", recording)
+
+
+def count_shared_attention(patch: pytest.MonkeyPatch, file: Path) -> None:
+    """Keep how often attention between frames ran over several processes."""
+    attention = FrameShards.window_attention
+    file.write_text("0")
+
+    def counting(shards: FrameShards, *args: Any) -> torch.Tensor:
+        file.write_text(str(int(file.read_text()) + 1))
+        return attention(shards, *args)
+
+    patch.setattr(FrameShards, "window_attention", counting)
 
 
 def stop_after(patch: pytest.MonkeyPatch, last: int) -> None:
@@ -54,6 +67,8 @@ def main() -> None:
                 stop_after(patch, scenario["stop_after"])
             if scenario.get("gradients"):
                 record_gradients(patch, out.with_suffix(".gradients.pt"))
+            if is_main():
+                count_shared_attention(patch, out.with_suffix(".shared"))
             with contextlib.suppress(KeyboardInterrupt):
                 train_stages(
                     config,

@@ -452,4 +452,9 @@ def test_the_first_gradient_of_two_processes_is_that_of_one(runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_two_processes_that_share_every_clip_train_as_one(zero_stage, runs):
-    same_course(runs / f"{zero_stage}_one", runs / f"{zero_stage}_shared")
+    one, shared = (runs / f"{zero_stage}_{name}" for name in ("one", "shared"))
+    same_course(one, shared)
+    # and its clips were shared, not dealt out, which would take the same course
+    used = {out: int(out.with_suffix(".shared").read_text()) for out in (one, shared)}
+    assert used[one] == 0
+    assert used[shared] > 0

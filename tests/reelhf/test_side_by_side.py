@@ -111,9 +111,11 @@ def test_a_killed_parent_leaves_nobody_behind(tmp_path):
     files = [tmp_path / f"{name}.pid" for name in "ab"]
     wait_until(lambda: all(file.exists() and file.read_text() for file in files))
     children = [int(file.read_text()) for file in files]
+    assert all(alive(pid) for pid in children)
     parent.kill()
     parent.wait()
     wait_until(lambda: not any(alive(pid) for pid in children))
+    assert not any(alive(pid) for pid in children)
 
 
 def alive(pid: int) -> bool:

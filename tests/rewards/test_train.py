@@ -102,6 +102,16 @@ def test_a_finished_pre_training_is_kept(backbones: Path) -> None:
     assert (backbones / "motion" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_only_the_backbone_that_is_missing_is_pre_trained(backbones: Path) -> None:
+    files = {name: backbones / name / "model.safetensors" for name in PRETRAIN}
+    before = {name: (file.stat().st_mtime_ns, file.read_bytes()) for name, file in files.items()}
+    (backbones / "aesthetic.sha256").unlink()  # as if it had been killed in it
+    pretrain_backbones(tiny_pretrain_config(), backbones.parent, backbones)
+    redone = [n for n, file in files.items() if file.stat().st_mtime_ns != before[n][0]]
+    assert redone == ["aesthetic"]
+    assert files["aesthetic"].read_bytes() == before["aesthetic"][1]
+
+
 def test_a_backbone_in_a_folder_is_used_with_its_own_tokenizer(tmp_path: Path) -> None:
     source = tiny_models()["foundational"]
     source.backbone.save_pretrained(tmp_path)
