@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 
-from annotation import claims, schema
+from annotation import claims, erasure, schema, snapshots
 from annotation.records import Choice, ClipRecord, Verdict
 from annotation.store import Store
 from reelhf.errors import UserError
@@ -202,6 +202,8 @@ def test_what_people_said_cannot_be_changed_or_deleted(new_project):
     submit(store, "ann0", claim(store, "ann0"))
     skipped = claim(store, "ann0")
     claims.skip(store, user(store, "ann0"), skipped.presentation, "other")
+    snapshots.take(store, "first")  # an event too
+    erasure.redact_note(store, 1, reason="a name in it")  # a tombstone
     for table in schema.APPEND_ONLY:
         for verb in (f"UPDATE {table} SET rowid = rowid", f"DELETE FROM {table}"):
             with (
