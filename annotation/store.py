@@ -1,7 +1,6 @@
-"""One annotation project on disk: a SQLite database and the media beside it.
+"""One annotation project: a folder with its media, and its tables in SQLite beside them or in PostgreSQL.
 
-Durability: WAL with synchronous=FULL, every write in a BEGIN IMMEDIATE transaction. Reads use an engine of their own, so a
-dashboard never holds the write lock. What people say is append-only, enforced by triggers.
+What people say is append-only, enforced by triggers; `annotation.database` says what a transaction is.
 """
 
 from __future__ import annotations
@@ -9,20 +8,21 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, event, insert, select
+from sqlalchemy import Connection, insert, select
 
 from annotation import schema as t
+from annotation.database import BUSY_SECONDS, Database, open_postgres, open_sqlite
+from annotation.place import Place, read_place
 from annotation.presentation import (
     Measured,
     PresentationConfig,
@@ -38,13 +38,13 @@ from annotation.records import (
     load_guideline,
     normalise_prompt,
 )
+from annotation.storage import Files
 from reelhf.errors import UserError
 from reelhf.hashing import sha256_file
 
-BUSY_TIMEOUT_SECONDS = 30
 NEAR_DUPLICATE_JACCARD = 0.9
 MAX_COPY_THREADS = 8
-ROLES = ("annotator", "admin")
+ROLES = ("annotator", "reviewer", "admin")
 
 
 @dataclass(frozen=True)
@@ -61,52 +61,62 @@ class Account:
 class Store:
     """Opens (and creates, and upgrades) a project. Safe to share among threads."""
 
-    def __init__(self, engine: Engine, read_engine: Engine, media: Path, now: Callable[[], float]):
-        self.engine = engine
-        self.read_engine = read_engine
-        self.media = media
+    def __init__(self, database: Database, files: Files, now: Callable[[], float]):
+        self.database = database
+        self.files = files
+        self.media = files.folder
         self._now = now
-        self._write_lock = threading.Lock()  # waiting here is cheaper than SQLite's busy sleep
         self.guideline: Guideline = load_guideline()
 
     @classmethod
     def open(
-        cls, path: Path | str, *, create: bool = True, now: Callable[[], float] = time.time
+        cls,
+        path: Path | str,
+        *,
+        create: bool = True,
+        now: Callable[[], float] = time.time,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> Store:
         """Opens a project folder, or a `.db` file whose media lie in `media/` beside it.
 
         Args:
             create: False refuses a project that is not there.
             now: the clock, in seconds since 1970.
-        Raises: UserError if the place cannot be written, is no project, or was made by a newer version.
+            busy_seconds: how long a write waits for others before it gives up.
+        Raises: UserError if the place cannot be written or reached, is no project, or was made by a newer version.
         """
         path = Path(str(path).removeprefix("sqlite:///"))
-        database = path if path.suffix in (".db", ".sqlite") else path / "annotation.db"
-        if not create and not database.exists():
-            raise UserError(f"no annotation project at {path} (looked for {database})")
+        file = path if path.suffix in (".db", ".sqlite") else path / "annotation.db"
+        place = read_place(file.parent) if file.parent == path else Place()
+        if not create and place.database is None and not file.exists():
+            raise UserError(f"no annotation project at {path} (looked for {file})")
         try:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            media = database.parent / "media"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            media = file.parent / "media"
             media.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make a project at {path}: {error.strerror}") from error
-        if not os.access(database.parent, os.W_OK):
-            raise UserError(f"cannot write to {database.parent}: the folder is read-only")
-        engine = _engine(database, begin="BEGIN IMMEDIATE")
-        store = cls(engine, _engine(database, begin="BEGIN"), media, now)
+        if not os.access(file.parent, os.W_OK):
+            raise UserError(f"cannot write to {file.parent}: the folder is read-only")
+        if place.database is None:
+            database = open_sqlite(file, busy_seconds=busy_seconds)
+        else:
+            database = open_postgres(place.database, busy_seconds=busy_seconds)
+        store = cls(database, Files(media, place.media), now)
         try:
-            _upgrade(engine, database)
+            database.upgrade(copy_beside=file)
         except sa.exc.DatabaseError as error:
             store.close()
-            raise UserError(f"{database} is not an annotation database: {error.orig}") from error
+            raise UserError(
+                f"{database.name} is not an annotation database: {error.orig}"
+            ) from error
         except UserError:
             store.close()
             raise
         return store
 
     def close(self) -> None:
-        self.engine.dispose()
-        self.read_engine.dispose()
+        self.database.close()
 
     def __enter__(self) -> Store:
         return self
@@ -114,17 +124,13 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self) -> AbstractContextManager[Connection]:
         """One write transaction; commits at the end, rolls back on any error."""
-        with self._write_lock, self.engine.begin() as connection:
-            yield connection
+        return self.database.write()
 
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> AbstractContextManager[Connection]:
         """One consistent read."""
-        with self.read_engine.begin() as connection:
-            yield connection
+        return self.database.read()
 
     def now_ms(self) -> int:
         return int(self._now() * 1000)
@@ -180,6 +186,23 @@ class Store:
         with self.read() as connection:
             row = connection.execute(select(t.account).where(t.account.c.name == name)).first()
         return _account(row) if row else None
+
+    def users(self) -> list[Account]:
+        """Every account, in the order they were made."""
+        with self.read() as connection:
+            rows = connection.execute(select(t.account).order_by(t.account.c.id))
+            return [_account(row) for row in rows]
+
+    def set_role(self, name: str, role: str) -> None:
+        """Gives an account another role, from the next request on."""
+        if role not in ROLES:
+            raise UserError(f"role is {role!r}; expected one of {', '.join(ROLES)}")
+        with self.write() as connection:
+            changed = connection.execute(
+                t.account.update().where(t.account.c.name == name).values(role=role)
+            )
+        if changed.rowcount == 0:
+            raise UserError(f"there is no user named {name!r}")
 
     def check_password(self, name: str, password: str) -> Account | None:
         """The account, or None. Takes as long for an unknown name as for a wrong password."""
@@ -253,10 +276,12 @@ class Store:
             sha256 = sha256_file(record.path)
             key = f"clips/{sha256}{record.path.suffix.lower()}"
             _copy(record.path, self.media / key)
+            self.files.share([key])
             picture_key = picture_sha = None
             if record.first_frame is not None:
                 picture, picture_sha = store_picture(record.first_frame, self.media / "pictures")
                 picture_key = f"pictures/{picture.name}"
+                self.files.share([picture_key])
             values.append(
                 {
                     "sha256": sha256,
@@ -333,11 +358,17 @@ class Store:
             for index, clips in enumerate(items):
                 measured = [
                     Measured(
-                        self.media / c.storage_key, c.sha256, c.num_frames, c.fps, c.width, c.height
+                        self.files.local(c.storage_key),
+                        c.sha256,
+                        c.num_frames,
+                        c.fps,
+                        c.width,
+                        c.height,
                     )
                     for c in clips
                 ]
                 plan, copies = copy_task(measured, shown_folder, presentation, pool)
+                self.files.share(f"shown/{copy.name}" for copy in copies)
                 pictures = [c.first_frame_key for c in clips if c.first_frame_key]
                 values = {
                     "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,
@@ -425,78 +456,10 @@ class Store:
             raise UserError(f"{path} is already there; name a new file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _vacuum_into(self.engine, path)
+            self.database.copy_to(path)
         except (OSError, sa.exc.DatabaseError) as error:
             raise UserError(f"cannot write the backup {path}: {error}") from error
         return path
-
-
-# --- engine and migrations -----------------------------------------------------------------------
-
-
-def _engine(database: Path, *, begin: str) -> Engine:
-    engine = sa.create_engine(
-        f"sqlite:///{database}",
-        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_SECONDS},
-        pool_size=8,
-        max_overflow=16,
-    )
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver would otherwise choose its own BEGIN
-        cursor = connection.cursor()
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",  # a judgment that was confirmed survives a power cut
-            "foreign_keys=ON",
-            "recursive_triggers=ON",  # so that INSERT OR REPLACE meets the append-only triggers
-            f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
-
-
-def _upgrade(engine: Engine, database: Path) -> None:
-    """Brings the tables to the newest revision, after a copy of a database that is behind."""
-    from alembic import command
-    from alembic.config import Config
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    script = ScriptDirectory.from_config(config)
-    head = script.get_current_head()
-    with engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    if current == head:
-        return
-    if current is not None:
-        if current not in {revision.revision for revision in script.walk_revisions()}:
-            raise UserError(
-                f"{database} was made by a newer version (revision {current}; this one knows {head})"
-            )
-        _vacuum_into(engine, database.with_name(f"{database.name}.before-{head}"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-def _vacuum_into(engine: Engine, path: Path) -> None:
-    raw = engine.raw_connection()
-    try:
-        cursor = raw.cursor()
-        cursor.execute("VACUUM INTO ?", (str(path),))
-        cursor.close()
-    finally:
-        raw.close()
 
 
 # --- helpers -------------------------------------------------------------------------------------

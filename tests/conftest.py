@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.postgres_cluster import Cluster, postgres_missing
+
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -24,6 +26,7 @@ ENABLE = {  # group -> how to have it run
     "browser": "apt-get install chromium, then: make test",
     "realdata": "put the real clips at ../shared/data (beside this repository), then: make test",
     "gpu": "run on a machine with a CUDA GPU: make test-all",
+    "postgres": "apt-get install postgresql and pip install 'reelhf[postgres]', then: make test",
     "other": "see the reasons above",
 }
 REQUIRED = {
@@ -34,8 +37,9 @@ REQUIRED = {
 def pytest_configure(config: pytest.Config) -> None:
     unknown = REQUIRED - (ENABLE.keys() - {"other"})
     if unknown:
+        known = ", ".join(name for name in ENABLE if name != "other")
         raise pytest.UsageError(
-            f"REELHF_REQUIRE names {', '.join(sorted(unknown))}; known: browser, realdata, gpu"
+            f"REELHF_REQUIRE names {', '.join(sorted(unknown))}; known: {known}"
         )
     if not hasattr(config, "workerinput"):  # workers inherit the variable
         config.stash[CACHE] = tempfile.mkdtemp(prefix="reelhf-tests-")
@@ -55,6 +59,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no Chromium on this machine")
     if item.get_closest_marker("realdata") and not REAL_DATA.is_dir():
         pytest.skip(f"no real clips at {REAL_DATA}")
+    if item.get_closest_marker("postgres") and (missing := postgres_missing()):
+        pytest.skip(missing)
     if item.get_closest_marker("gpu"):
         import torch
 
@@ -122,3 +128,13 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real clips at {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL server for this worker; skips without one. Use with `@pytest.mark.postgres`."""
+    if missing := postgres_missing():
+        pytest.skip(missing)
+    cluster = Cluster()
+    yield cluster
+    cluster.stop()
