@@ -26,6 +26,8 @@ from reelhf.errors import UserError
 
 NO_PASSWORD = "purged"
 """No argon2 hash: nothing verifies against it."""
+WAYS_IN = (t.session, t.identity, t.api_token, t.sign_in_link, t.lease, t.project_member)
+"""Rows that let someone in or hold work for them; `identity` names them at their provider."""
 NAMING_FILES = ("config.yaml", "manifest.json", "environment.json", "summary.json")
 MAX_READ_BYTES = 10_000_000
 KEPT_OF_ACCOUNT = {"id", "name", "password_hash", "role", "pseudonym", "simulated", "created_ms"}
@@ -37,7 +39,8 @@ class Erasure:
 
     subject: str
     """The pseudonym, the sha256, or the judgment."""
-    files: list[Path] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    """Files of the media folder."""
     num_bytes: int = 0
     tasks: list[int] = field(default_factory=list)
     """Open tasks that leave the queue."""
@@ -86,10 +89,10 @@ def purge_user(
         }
         emptied |= {"name": f"purged {account.pseudonym}", "password_hash": NO_PASSWORD}
         connection.execute(update(t.account).where(t.account.c.id == account.id).values(emptied))
-        connection.execute(delete(t.session).where(t.session.c.account_id == account.id))
-        connection.execute(delete(t.lease).where(t.lease.c.account_id == account.id))
-        members = t.project_member
-        connection.execute(delete(members).where(members.c.account_id == account.id))
+        for table in WAYS_IN:
+            connection.execute(delete(table).where(table.c.account_id == account.id))
+        shown = select(t.presentation.c.id).where(t.presentation.c.account_id == account.id)
+        connection.execute(delete(t.draft).where(t.draft.c.presentation_id.in_(shown)))
         for table in (t.judgment, t.skip):  # a note may say who wrote it
             _empty_notes(connection, table, table.c.account_id == account.id)
         detail = {"withdrawn": withdraw, "judgments": number, **_names(found)}
@@ -127,13 +130,12 @@ def purge_clip(
         tasks = list(connection.execute(open_tasks).scalars())
         of_clip = t.judgment.c.task_id.in_(shows)
         number = connection.execute(select(sa.func.count()).where(of_clip)).scalar_one()
-        files = [store.media / key for key in _keys_of_clip(connection, clip)]
+        keys = _keys_of_clip(connection, clip)
     touched = snapshots.naming(store, clip_id=clip.id)
-    files = [path for path in files if path.is_file()]
     found = Erasure(
         clip.sha256,
-        files,
-        sum(path.stat().st_size for path in files),
+        keys,
+        sum(size_of(store.media / key) for key in keys),
         tasks,
         number,
         touched,
@@ -149,11 +151,15 @@ def purge_clip(
         connection.execute(gone)
         detail = {"bytes": found.num_bytes, "tasks": tasks, "judgments": number, **_names(found)}
         _bury(store, connection, "clip", clip.sha256, reason, False, detail, actor)
-    for path in (
-        files
-    ):  # after the commit: a file without its row is found again, a row without its file is a hole
-        path.unlink(missing_ok=True)
+    store.files.delete(
+        keys
+    )  # after the commit: a file too many can be deleted again, one too few not
     return found
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 if it is not here."""
+    return path.stat().st_size if path.is_file() else 0
 
 
 def redact_note(

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    desc,
 )
 
 metadata = MetaData(
@@ -60,7 +61,53 @@ account = Table(
     Column("pseudonym", String(40), nullable=False, unique=True),
     Column("simulated", Boolean, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
-    CheckConstraint("role in ('annotator', 'admin')", name="role"),
+    CheckConstraint("role in ('annotator', 'reviewer', 'admin')", name="role"),
+)
+
+identity = Table(
+    "identity",
+    metadata,
+    Column("issuer", String(300), primary_key=True),
+    Column("subject", String(300), primary_key=True),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+api_token = Table(
+    "api_token",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("token_hash", String(64), nullable=False, unique=True),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("label", String(80), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger),
+    Column("revoked_ms", BigInteger),
+)
+
+sign_in_failure = Table(
+    "sign_in_failure",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("key_hash", String(64), nullable=False),
+    Column("failed_ms", BigInteger, nullable=False),
+    Index(None, "key_hash", "failed_ms"),
+)
+
+sign_in_link = Table(
+    "sign_in_link",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+)
+
+site_secret = Table(
+    "site_secret",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("value", String(100), nullable=False),
 )
 
 session = Table(
@@ -199,7 +246,7 @@ task = Table(
     CheckConstraint("state in ('open', 'done', 'flagged')", name="state"),
     CheckConstraint("num_judgments <= need_n", name="overlap"),
     CheckConstraint("need_n >= 1", name="need_n"),
-    Index(None, "state", "priority", "id"),
+    Index("ix_task_queue", "state", desc("priority"), "id"),
 )
 
 task_clip = Table(
@@ -244,6 +291,14 @@ lease = Table(
     Column("presentation_id", ForeignKey("presentation.id"), nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
     Index(None, "account_id"),
+)
+
+draft = Table(
+    "draft",
+    metadata,
+    Column("presentation_id", ForeignKey("presentation.id"), primary_key=True),
+    Column("body", Text, nullable=False),
+    Column("saved_ms", BigInteger, nullable=False),
 )
 
 judgment = Table(
@@ -297,4 +352,44 @@ skip = Table(
     Column("note", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Index(None, "task_id", "account_id"),
+)
+
+label_studio_task = Table(
+    "label_studio_task",
+    metadata,
+    Column("uid", String(40), primary_key=True),
+    Column("server", String(200), nullable=False),
+    Column("project", Integer, nullable=False),
+    Column("task_id", ForeignKey("task.id"), nullable=False),
+    Column("their_id", Integer),
+    Column("clip_order", JSON, nullable=False),
+    Column("dimension_order", JSON, nullable=False),
+    Column("guideline_version", String(40), nullable=False),
+    Column("pushed_ms", BigInteger, nullable=False),
+    UniqueConstraint("server", "project", "task_id"),
+)
+
+label_studio_annotation = Table(
+    "label_studio_annotation",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("uid", ForeignKey("label_studio_task.uid"), nullable=False),
+    Column("their_id", Integer, nullable=False),
+    Column("updated_at", String(40), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("judgment_id", ForeignKey("judgment.id")),
+    Column("body", JSON, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False),
+    CheckConstraint("state in ('stored', 'refused', 'surplus', 'deleted')", name="state"),
+    UniqueConstraint("uid", "their_id", "updated_at", "state"),
+)
+
+webhook_event = Table(
+    "webhook_event",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("received_ms", BigInteger, nullable=False),
+    Column("handled_ms", BigInteger),
 )

@@ -37,11 +37,12 @@ from annotation.records import (
     PromptRecord,
     load_guideline,
 )
+from annotation.storage import Files
 from reelhf.errors import UserError
 from reelhf.hashing import sha256_file
 
 MAX_COPY_THREADS = 8
-ROLES = ("annotator", "admin")
+ROLES = ("annotator", "reviewer", "admin")
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ class Account:
 class Store:
     """Opens (and creates, and upgrades) a project. Safe to share among threads."""
 
-    def __init__(self, database: Database, media: Path, now: Callable[[], float]):
+    def __init__(self, database: Database, files: Files, now: Callable[[], float]):
         self.database = database
-        self.media = media
+        self.files = files
+        self.media = files.folder
         self._now = now
         self.guideline: Guideline = load_guideline()
 
@@ -98,7 +100,7 @@ class Store:
             database = open_sqlite(file, busy_seconds=busy_seconds)
         else:
             database = open_postgres(place.database, busy_seconds=busy_seconds)
-        store = cls(database, media, now)
+        store = cls(database, Files(media, place.media), now)
         try:
             database.upgrade(copy_beside=file)
         except sa.exc.DatabaseError as error:
@@ -182,6 +184,23 @@ class Store:
         with self.read() as connection:
             row = connection.execute(select(t.account).where(t.account.c.name == name)).first()
         return _account(row) if row else None
+
+    def users(self) -> list[Account]:
+        """Every account, in the order they were made."""
+        with self.read() as connection:
+            rows = connection.execute(select(t.account).order_by(t.account.c.id))
+            return [_account(row) for row in rows]
+
+    def set_role(self, name: str, role: str) -> None:
+        """Gives an account another role, from the next request on."""
+        if role not in ROLES:
+            raise UserError(f"role is {role!r}; expected one of {', '.join(ROLES)}")
+        with self.write() as connection:
+            changed = connection.execute(
+                t.account.update().where(t.account.c.name == name).values(role=role)
+            )
+        if changed.rowcount == 0:
+            raise UserError(f"there is no user named {name!r}")
 
     def check_password(self, name: str, password: str) -> Account | None:
         """The account, or None. Takes as long for an unknown name as for a wrong password."""
@@ -327,10 +346,12 @@ class Store:
             sha256 = sha256_file(record.path)
             key = f"clips/{sha256}{record.path.suffix.lower()}"
             _copy(record.path, self.media / key)
+            self.files.share([key])
             picture_key = picture_sha = None
             if record.first_frame is not None:
                 picture, picture_sha = store_picture(record.first_frame, self.media / "pictures")
                 picture_key = f"pictures/{picture.name}"
+                self.files.share([picture_key])
             values.append(
                 {
                     "sha256": sha256,
@@ -427,11 +448,17 @@ class Store:
             for index, clips in enumerate(items):
                 measured = [
                     Measured(
-                        self.media / c.storage_key, c.sha256, c.num_frames, c.fps, c.width, c.height
+                        self.files.local(c.storage_key),
+                        c.sha256,
+                        c.num_frames,
+                        c.fps,
+                        c.width,
+                        c.height,
                     )
                     for c in clips
                 ]
                 plan, copies = copy_task(measured, shown_folder, presentation, pool)
+                self.files.share(f"shown/{copy.name}" for copy in copies)
                 pictures = [c.first_frame_key for c in clips if c.first_frame_key]
                 values = {
                     "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,

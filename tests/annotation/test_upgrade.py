@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from alembic import command
-from alembic.autogenerate import compare_metadata
 from alembic.config import Config
-from alembic.migration import MigrationContext
 
 from annotation import schema
 from annotation.store import Store
@@ -71,9 +69,6 @@ def rows_of(database: Path) -> dict[str, list[dict]]:
 def test_an_old_store_keeps_every_row_and_every_value(old_store):
     before = rows_of(old_store / "annotation.db")
     with Store.open(old_store) as store:
-        with store.read() as connection:
-            context = MigrationContext.configure(connection, opts={"compare_type": True})
-            assert compare_metadata(context, schema.metadata) == []
         after = rows_of(old_store / "annotation.db")
         names = {row["id"]: row["name"] for row in after["project"]}
         for table, rows in before.items():
