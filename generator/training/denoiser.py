@@ -69,7 +69,8 @@ class DenoiserTrainConfig(Config):
     stage: Literal["base", "refiner"] = "base"
     """Which of the two the command line trains."""
     architecture: DiTConfig = DiTConfig()
-    """Of a base; a refiner takes its base's. Channels and text width follow the VAE and the text encoder."""
+    """Of a base; a refiner takes its base's but for checkpointing, compile and attention. Channels and text width follow the VAE and the
+    text encoder."""
     num_frames: PositiveInt = 9
     """Frames per clip, 1 + 4n."""
     height: PositiveInt = 64
@@ -219,6 +220,7 @@ def train_refiner(config: DenoiserTrainConfig, clips: Path, base: Path, out: Pat
     base_generator = load_generator(base).to(device())
     check_sizes(base_generator.spec, base_generator.frame_shape, config.frame_shape)
     backbone = refiner_from_base(base_generator, config.frame_shape, config.sampler)
+    backbone.denoiser.run_as(config.architecture)
     windows = training_windows(config, clips)
     data = encode_clips(backbone, windows)
     low_res = low_res_inputs(

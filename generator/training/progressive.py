@@ -20,6 +20,7 @@ from generator.data.buckets import Bucket
 from generator.data.manifest import CAPTION_KINDS, read_clips
 from generator.data.packing import RuntimeTable, load_table, samples_per_micro_batch, save_table
 from generator.data.store import LatentStore, Window
+from generator.dit import HOW_LAYERS_RUN
 from generator.plan.flops import LatentGrid, model_flops
 from generator.text import TextEncoder
 from generator.training.bucket_stream import BucketStream, image_groups
@@ -277,13 +278,14 @@ def going_on(config: DenoiserTrainConfig, init: Path) -> DiTGenerator:
     own = parent.denoiser.config
     different = [
         f"{key} is {getattr(config.architecture, key)} in the config, {getattr(own, key)} there"
-        for key in sorted(config.architecture.model_fields_set - {"checkpointing", "compile"})
+        for key in sorted(config.architecture.model_fields_set - HOW_LAYERS_RUN)
         if getattr(config.architecture, key) != getattr(own, key)
     ]
     if different:
         raise UserError(
             f"--init {init} has another architecture: {'; '.join(different)}; leave architecture out, or train without --init"
         )
+    parent.denoiser.run_as(config.architecture)
     return replace(parent, sampler=config.sampler, frame_shape=config.frame_shape, fps=config.fps)
 
 
