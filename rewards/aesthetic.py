@@ -46,6 +46,8 @@ class AestheticConfig(Config):
     """Share of the soft-min over keyframes in the clip's score; the rest is their mean."""
     softmin_temperature: PositiveFloat = 0.5
     """Width of the soft-min, in logits."""
+    uncertainty: bool = False
+    """Also say how sure each score is, for a `loss.kind: gaussian` training."""
     max_text_tokens: PositiveInt = 128
     """Longer captions are cut; the text tower serves pre-training only."""
     vocab_size: PositiveInt = 640
@@ -77,7 +79,7 @@ class AestheticReward(RewardModule):
     """SigLIP image encoder on keyframes: aesthetic_quality."""
 
     kind: ClassVar[str] = "siglip_aesthetic"
-    readouts: ClassVar[tuple[str, ...]] = ("head.",)
+    readouts: ClassVar[tuple[str, ...]] = ("head.", "spread.", "log_tie_width")
     config_class: ClassVar[type[Config]] = AestheticConfig
     settings: AestheticConfig
 
@@ -99,6 +101,8 @@ class AestheticReward(RewardModule):
         self.head = nn.Sequential(
             nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, len(self.dimensions))
         )
+        if config.uncertainty:
+            self.spread = self.spread_head(2 * hidden)
 
     def select(
         self, num_frames: int, fps: float, generator: torch.Generator | None = None
@@ -120,12 +124,14 @@ class AestheticReward(RewardModule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         batch, _, count = frames.shape[:3]
         images = frames.transpose(1, 2).flatten(0, 1)  # [B * F', 3, H, W]
-        per_frame = (
-            self.head(self.features(images)).view(batch, count, -1).transpose(1, 2)
-        )  # [B, D, F']
+        features = self.features(images)
+        per_frame = self.head(features).view(batch, count, -1).transpose(1, 2)  # [B, D, F']
         values = mean_with_softmin(
             per_frame,
             share=self.settings.softmin_share,
             temperature=self.settings.softmin_temperature,
         )
+        if self.settings.uncertainty:
+            spread = self.spread(features.view(batch, count, -1).mean(1))
+            values = torch.cat([values, spread], dim=1)
         return values, {"worst_keyframe": per_frame[:, 0].detach().amin(-1)}

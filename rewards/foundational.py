@@ -77,6 +77,8 @@ class FoundationalConfig(Config):
     """Frames looked at per clip, one per equal stretch of it."""
     vocab_size: PositiveInt = 640
     """Tokens of the tokenizer trained on the captions."""
+    uncertainty: bool = False
+    """Also say how sure each score is, for a `loss.kind: gaussian` training."""
     max_text_tokens: PositiveInt = 128
     """Longer prompts are cut."""
 
@@ -138,7 +140,14 @@ class FoundationalReward(RewardModule):
     """Qwen2.5-VL with reward tokens: prompt_following and structural_stability."""
 
     kind: ClassVar[str] = "qwen_vl_foundational"
-    readouts: ClassVar[tuple[str, ...]] = ("heads.", "sight.", "agree.", "words.weight")
+    readouts: ClassVar[tuple[str, ...]] = (
+        "heads.",
+        "sight.",
+        "agree.",
+        "words.weight",
+        "spread.",
+        "log_tie_width",
+    )
     config_class: ClassVar[type[Config]] = FoundationalConfig
     settings: FoundationalConfig
 
@@ -180,6 +189,8 @@ class FoundationalReward(RewardModule):
             nn.init.normal_(head.weight, std=0.02)
         for head in self.agree.values():  # begins as the agreement of the words alone
             head.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
+        if config.uncertainty:
+            self.spread = self.spread_head(2 * hidden)
         token = tokenizer.convert_tokens_to_ids
         self.reward_ids = {name: token(reward_token(name)) for name in self.dimensions}
         self.before = [self.reward_ids[n] for n in BEFORE_PROMPT if n in self.reward_ids]
@@ -280,7 +291,8 @@ class FoundationalReward(RewardModule):
             if name in AFTER_PROMPT:
                 value = value + self.agree[name](agreement)
             values.append(value)
-        return torch.cat(values, dim=1), log_probs, is_prompt, words
+        spread = [self.spread(summary)] if self.settings.uncertainty else []
+        return torch.cat([*values, *spread], dim=1), log_probs, is_prompt, words
 
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 REWARD_SCHEMA_VERSION = 1
+LOG_STD_RANGE = (-5.0, 5.0)
+"""Of a learned spread; beyond it the quadrature of the loss is not exact."""
 
 
 class RewardModule(nn.Module, ABC):
     """Base of the reward models: subclasses implement `values` on clean, selected, clamped frames.
 
-    `mean` and `std` [D] are the validation statistics that z-scores use, `low` and `high` [D] the validated range
+    With `uncertainty` in its settings a model also says the spread of each value. `tie_width` [D] is the gap, in logits, at which the
+    better clip wins half its verdicts. `mean` and `std` [D] are the validation statistics that z-scores use, `low` and `high` [D] the validated range
     (values beyond it are extrapolation: a sign of hacking); logits divided by `temperature` [D] are calibrated. They travel with the checkpoint.
     """
 
@@ -49,6 +53,7 @@ class RewardModule(nn.Module, ABC):
         self.settings, self.tokenizer = config, tokenizer
         self.dimensions = tuple(config.dimensions)
         self.data_hash: str | None = None
+        self.tie_width: list[float] | None = None
         for name, value in (
             ("mean", 0.0),
             ("std", 1.0),
@@ -62,7 +67,10 @@ class RewardModule(nn.Module, ABC):
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Raw logits [B, D] and detached parts of finite frames [B, 3, F', H, W] in [0, 1]; prompts as token ids."""
+        """Raw logits [B, D] and detached parts of finite frames [B, 3, F', H, W] in [0, 1]; prompts as token ids.
+
+        With `uncertainty` the logarithm of each one's spread stands behind them, [B, 2 D].
+        """
 
     def select(
         self, num_frames: int, fps: float, generator: torch.Generator | None = None
@@ -100,9 +108,35 @@ class RewardModule(nn.Module, ABC):
             fps = fps * (len(selection.indices) - 1) / span  # the rate of the frames that are left
         values, parts = self.values(clamp_straight_through(clean), fps, list(prompts))
         valid = valid & values.detach().isfinite().all(dim=1)
-        return RewardScores(values.masked_fill(~valid[:, None], float("nan")), valid, None, parts)
+        values = values.masked_fill(~valid[:, None], float("nan"))
+        if not self.settings.uncertainty:
+            return RewardScores(values, valid, None, parts)
+        values, log_std = values.chunk(2, dim=1)
+        return RewardScores(values, valid, log_std.clamp(*LOG_STD_RANGE).exp(), parts)
 
     forward = score
+
+    def spread_head(self, features: int) -> nn.Linear:
+        """A head for the logarithm of each value's spread, beginning at a spread of one."""
+        head = nn.Linear(features, len(self.dimensions))
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
+
+    @contextmanager
+    def learning_ties(self, width: Tensor, how: object) -> Iterator[None]:
+        """While training: the tie width is `width` [D], or begins there and is learned with the weights if `how` is "learned"."""
+        if how == "learned":
+            self.log_tie_width = nn.Parameter(width.log())
+        yield
+        self.tie_width = self.tie_width_now(width).tolist()
+        if how == "learned":
+            del self.log_tie_width
+
+    def tie_width_now(self, given: Tensor) -> Tensor:
+        """Tie width per dimension [D]: the learned one while one is learned, otherwise the given one."""
+        learned = getattr(self, "log_tie_width", None)
+        return given if learned is None else learned.exp()
 
     def out_of_range(self, values: Tensor) -> Tensor:
         """How far values [B, D] lie beyond the validated range, in standard deviations; 0 inside."""
@@ -147,6 +181,7 @@ class RewardModule(nn.Module, ABC):
             ],
             "temperature": self.temperature.tolist(),
             "data_hash": self.data_hash,
+            "tie_width": self.tie_width,
         }
         (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")
         seal(folder)
@@ -164,6 +199,7 @@ class RewardModule(nn.Module, ABC):
         model = cls(config, tokenizer, backbone_config=AutoConfig.from_pretrained(folder))  # type: ignore[call-arg]
         model.load_state_dict(load_file(folder / "model.safetensors"))
         model.data_hash = described["data_hash"]
+        model.tie_width = described.get("tie_width")
         return model
 
 

@@ -45,6 +45,8 @@ class MotionConfig(Config):
     """Queries of the attentive pooling."""
     vocab_size: PositiveInt = 640
     """Tokens of the tokenizer trained on the captions."""
+    uncertainty: bool = False
+    """Also say how sure each score is, for a `loss.kind: gaussian` training."""
     max_text_tokens: PositiveInt = 128
     """Longer prompts are cut."""
 
@@ -159,7 +161,14 @@ class MotionReward(RewardModule):
     """V-JEPA 2 encoder, a probe over time and the prompt's words: motion_quality."""
 
     kind: ClassVar[str] = "vjepa2_motion"
-    readouts: ClassVar[tuple[str, ...]] = ("head.", "read.", "aim.", "words.weight")
+    readouts: ClassVar[tuple[str, ...]] = (
+        "head.",
+        "read.",
+        "aim.",
+        "words.weight",
+        "spread.",
+        "log_tie_width",
+    )
     config_class: ClassVar[type[Config]] = MotionConfig
     settings: MotionConfig
 
@@ -190,6 +199,8 @@ class MotionReward(RewardModule):
         self.read = nn.Linear(hidden + 5, len(self.dimensions))
         nn.init.normal_(self.read.weight[:, :hidden], std=0.02)
         nn.init.constant_(self.read.weight[:, hidden:], 0.25)  # begins as agreement with the prompt
+        if config.uncertainty:
+            self.spread = self.spread_head(self.probe.features)
 
     def features(self, frames: Tensor, fps: Tensor) -> Tensor:
         """The probe's features [B, 4 * Q * H] of frames [B, 3, F, H, W] in [0, 1] shown at `fps` [B]."""
@@ -215,7 +226,10 @@ class MotionReward(RewardModule):
         words = self.words(features)
         bag = self.words.bag(prompts) * self.words.idf
         agreement = [self.words.match(words, prompts), -self.aim(features, bag)]
-        return self.read(torch.cat([self.head(features), *agreement], dim=1)), words
+        values = self.read(torch.cat([self.head(features), *agreement], dim=1))
+        if self.settings.uncertainty:
+            values = torch.cat([values, self.spread(features)], dim=1)
+        return values, words
 
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
