@@ -15,38 +15,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt, field_validator
+from pydantic import PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from reelhf.config import Config
+from rewards.backbones import LANGUAGE, build
+from rewards.backbones.language import video_token_types
 from rewards.base import FrameSelection
 from rewards.module import RewardModule
-from rewards.preprocess import (
-    CLIP_MEAN,
-    CLIP_STD,
-    fit_area,
-    normalise,
-    pad_frames,
-    patchify_qwen,
-    resize,
-    stratified_frames,
-)
-from rewards.tokens import (
-    IMAGE_PAD,
-    PAD,
-    VIDEO_PAD,
-    VISION_END,
-    VISION_START,
-    pad_right,
-    reward_token,
-)
+from rewards.preprocess import fixed_rate_frames, pad_frames, patchify_qwen, stratified_frames
+from rewards.recipes import PixelRecipe
+from rewards.tokens import pad_right, reward_token
 from rewards.words import WordHead
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-INITIALIZER_RANGE = 0.08
-"""Of weights: about 1 / sqrt(hidden size); the usual 0.02 suits models ten times wider and learns far slower here."""
 BEFORE_PROMPT = ("structural_stability",)
 AFTER_PROMPT = ("prompt_following",)
 
@@ -60,7 +44,9 @@ class FoundationalConfig(Config):
     )
     """What it scores; structural_stability is read before the prompt, prompt_following after it."""
     backbone: str | None = None
-    """A local folder or hub id of a Qwen2.5-VL; None builds the tiny one below, to be pre-trained on captioned clips."""
+    """A local folder or hub id of a Qwen2.5-VL or Qwen3-VL; None builds the tiny one below, to be pre-trained on captioned clips."""
+    family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
+    """Of the tiny one; a folder says its own."""
     hidden_size: PositiveInt = 96
     """Width of the language model and of the vision tower."""
     num_layers: PositiveInt = 3
@@ -73,8 +59,12 @@ class FoundationalConfig(Config):
     """Side of a vision patch in pixels; 2x2 of them and 2 frames make one token."""
     area: PositiveInt = 64 * 64
     """Pixels per frame after the resize; the aspect ratio is kept."""
+    preprocessing: Literal["area", "processor"] | PixelRecipe = "area"
+    """How frames are made to fit: about `area` pixels; as the backbone's own processor does, whose numbers are then kept with the checkpoint; or these."""
     num_frames: PositiveInt = 6
-    """Frames looked at per clip, one per equal stretch of it."""
+    """Frames looked at per clip, one per equal stretch of it; at most so many with `sample_fps`."""
+    sample_fps: PositiveFloat | None = None
+    """Frames looked at per second, at fixed seconds whatever the clip's rate; None takes `num_frames` of any clip."""
     vocab_size: PositiveInt = 640
     """Tokens of the tokenizer trained on the captions."""
     uncertainty: bool = False
@@ -88,56 +78,8 @@ class FoundationalConfig(Config):
         return tuple(sorted(set(value)))
 
 
-def tiny_qwen_config(
-    config: FoundationalConfig, tokenizer: PreTrainedTokenizerFast
-) -> Qwen2_5_VLConfig:
-    """A Qwen2.5-VL of a few hundred thousand parameters for this tokenizer."""
-    from transformers import Qwen2_5_VLConfig
-
-    token = tokenizer.convert_tokens_to_ids
-    head = config.hidden_size // config.num_heads
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": config.hidden_size,
-            "intermediate_size": 3 * config.hidden_size,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.num_heads,
-            "initializer_range": INITIALIZER_RANGE,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [head // 2 - 2 * (head // 6), head // 6, head // 6],
-            },
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": token(PAD),
-        },
-        vision_config={
-            "depth": config.vision_layers,
-            "hidden_size": config.hidden_size,
-            "intermediate_size": 3 * config.hidden_size,
-            "num_heads": config.num_heads,
-            "patch_size": config.patch_size,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "out_hidden_size": config.hidden_size,
-            "window_size": 1024,
-            "fullatt_block_indexes": list(range(config.vision_layers)),
-            "initializer_range": INITIALIZER_RANGE,
-        },
-        image_token_id=token(IMAGE_PAD),
-        video_token_id=token(VIDEO_PAD),
-        vision_start_token_id=token(VISION_START),
-        vision_end_token_id=token(VISION_END),
-        tie_word_embeddings=True,
-    )
-
-
 class FoundationalReward(RewardModule):
-    """Qwen2.5-VL with reward tokens: prompt_following and structural_stability."""
+    """Qwen2.5-VL or Qwen3-VL with reward tokens: prompt_following and structural_stability."""
 
     kind: ClassVar[str] = "qwen_vl_foundational"
     readouts: ClassVar[tuple[str, ...]] = (
@@ -156,22 +98,28 @@ class FoundationalReward(RewardModule):
         config: FoundationalConfig,
         tokenizer: PreTrainedTokenizerFast,
         *,
-        backbone_config: Qwen2_5_VLConfig | None = None,
+        backbone_config: PretrainedConfig | None = None,
     ) -> None:
-        from transformers import Qwen2_5_VLModel
-
         super().__init__(config, tokenizer)
+        self.family, self.backbone = build(
+            LANGUAGE,
+            config.backbone,
+            backbone_config,
+            tiny=config.family,
+            settings=config,
+            tokenizer=tokenizer,
+        )
         if backbone_config is None and config.backbone is not None:
-            self.backbone = Qwen2_5_VLModel.from_pretrained(config.backbone)
             self.backbone.resize_token_embeddings(len(tokenizer))
-        else:
-            self.backbone = Qwen2_5_VLModel(backbone_config or tiny_qwen_config(config, tokenizer))
         self.backbone.config.use_cache = False
         vision = self.backbone.config.vision_config
         self.patch, self.merge, self.temporal = (
             vision.patch_size,
             vision.spatial_merge_size,
             vision.temporal_patch_size,
+        )
+        self.recipe = self.make_recipe(
+            self.family.recipe, multiple=self.patch * self.merge, area_kernel="bicubic"
         )
         hidden = self.backbone.config.text_config.hidden_size
         self.summary = nn.Sequential(
@@ -195,12 +143,16 @@ class FoundationalReward(RewardModule):
         self.reward_ids = {name: token(reward_token(name)) for name in self.dimensions}
         self.before = [self.reward_ids[n] for n in BEFORE_PROMPT if n in self.reward_ids]
         self.after = [self.reward_ids[n] for n in AFTER_PROMPT if n in self.reward_ids]
-        self.vision_ids = (token(VISION_START), token(VIDEO_PAD), token(VISION_END))
 
     def select(
         self, num_frames: int, fps: float, generator: torch.Generator | None = None
     ) -> FrameSelection:
-        return FrameSelection(stratified_frames(num_frames, self.settings.num_frames, generator))
+        count, rate = self.settings.num_frames, self.settings.sample_fps
+        if rate is None:
+            return FrameSelection(stratified_frames(num_frames, count, generator))
+        return FrameSelection(
+            fixed_rate_frames(num_frames, fps, rate=rate, at_most=count, generator=generator)
+        )
 
     def see(self, frames: Tensor) -> tuple[Any, tuple[int, int, int], Tensor]:
         """The vision tower on frames [B, 3, F, H, W].
@@ -208,12 +160,8 @@ class FoundationalReward(RewardModule):
         Returns: its output, the grid (t, h, w) of one clip, and what its tokens say: the level over time and the unrest
         from time to time, [B, 2 H].
         """
-        size = fit_area(
-            *frames.shape[-2:], area=self.settings.area, multiple=self.patch * self.merge
-        )
-        frames = normalise(resize(frames, size), CLIP_MEAN, CLIP_STD)
         patches, grid = patchify_qwen(
-            pad_frames(frames, self.temporal),
+            pad_frames(self.recipe(frames), self.temporal),
             patch=self.patch,
             merge=self.merge,
             temporal=self.temporal,
@@ -232,33 +180,47 @@ class FoundationalReward(RewardModule):
         return self.words(summary.chunk(2, dim=1)[0])
 
     def read(
-        self, seen: Any, grid: tuple[int, int, int], fps: Tensor, prompts: list[list[int]]
+        self,
+        seen: Any,
+        grid: tuple[int, int, int],
+        num_frames: int,
+        fps: Tensor,
+        prompts: list[list[int]],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The language model on what was seen and the prompts.
 
         Returns: hidden states [B, L, H], the token ids [B, L] and the mask of prompt tokens [B, L].
         """
-        num_video = grid[0] * grid[1] * grid[2] // self.merge**2
-        start, pad, end = self.vision_ids
-        head = [start, *[pad] * num_video, end, *self.before]
+        heads = [
+            [
+                *self.family.video_tokens(
+                    grid,
+                    merge=self.merge,
+                    temporal=self.temporal,
+                    num_frames=num_frames,
+                    fps=rate,
+                    tokenizer=self.tokenizer,
+                ),
+                *self.before,
+            ]
+            for rate in fps.tolist()
+        ]
         ids, mask = pad_right(
-            [[*head, *prompt, *self.after] for prompt in prompts],
+            [[*head, *prompt, *self.after] for head, prompt in zip(heads, prompts, strict=True)],
             self.tokenizer.pad_token_id,
             device=fps.device,
         )
-        token_types = torch.zeros_like(ids)
-        # 2 marks video; without it Qwen2.5-VL silently falls back to 1-D positions
-        token_types[:, 1 : 1 + num_video] = 2
         states = self.backbone(
             input_ids=ids,
             attention_mask=mask.long(),
             mm_encoder_outputs={"video": seen},
             video_grid_thw=torch.tensor([grid] * len(ids), device=ids.device),
-            second_per_grid_ts=self.temporal / fps,
-            mm_token_type_ids=token_types,
+            mm_token_type_ids=video_token_types(ids, self.tokenizer),
+            **self.family.timing(fps, self.temporal),
         ).last_hidden_state
         is_prompt = mask.clone()
-        is_prompt[:, : len(head)] = False
+        for row, head in zip(is_prompt, heads, strict=True):
+            row[: len(head)] = False
         for token in self.after:
             is_prompt &= ids != token
         return states, ids, is_prompt
@@ -277,7 +239,7 @@ class FoundationalReward(RewardModule):
         """Raw logits [B, D], log-probabilities of the prompt's tokens [B, L], which tokens those are [B, L], and
         log-probabilities of words [B, V]."""
         seen, grid, summary = self.see(frames)
-        states, ids, is_prompt = self.read(seen, grid, fps, prompts)
+        states, ids, is_prompt = self.read(seen, grid, frames.shape[2], fps, prompts)
         words = self.words_of(summary)
         log_probs = self.prompt_log_probs(states, ids, is_prompt)
         # the whole prompt, and its least expected word (soft-min); tens of nats, so scaled towards one

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from reelhf.errors import UserError
 from reelhf.progress import silence_transformers
 from rewards.base import FrameSelection, RewardScores
 from rewards.preprocess import clamp_straight_through
+from rewards.recipes import PixelRecipe
 from rewards.tokens import encode_texts
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class RewardModule(nn.Module, ABC):
     readouts: ClassVar[tuple[str, ...]]
     """Names of the parts that turn features into scores; the rest is the backbone to an optimizer."""
     dimensions: tuple[str, ...]
+    recipe: PixelRecipe
     mean: Tensor
     std: Tensor
     low: Tensor
@@ -62,6 +64,26 @@ class RewardModule(nn.Module, ABC):
             ("temperature", 1.0),
         ):
             self.register_buffer(name, torch.full((len(self.dimensions),), value))
+
+    def make_recipe(
+        self, processor: PixelRecipe, *, multiple: int, area_kernel: Literal["bicubic", "bilinear"]
+    ) -> PixelRecipe:
+        """How frames are made to fit, from the settings; `processor` is what the family's own processor does."""
+        chosen = self.settings.preprocessing
+        if isinstance(chosen, PixelRecipe):
+            return chosen
+        processor = processor.model_copy(update={"multiple": multiple})
+        if chosen == "processor":
+            source = self.settings.backbone
+            return processor if source is None else processor.from_folder(source)
+        return PixelRecipe(
+            sizing="area",
+            kernel=area_kernel,
+            mean=processor.mean,
+            std=processor.std,
+            multiple=multiple,
+            area=self.settings.area,
+        )
 
     @abstractmethod
     def values(
@@ -182,6 +204,7 @@ class RewardModule(nn.Module, ABC):
             "temperature": self.temperature.tolist(),
             "data_hash": self.data_hash,
             "tie_width": self.tie_width,
+            "preprocessing": self.recipe.model_dump(mode="json", exclude_none=True),
         }
         (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")
         seal(folder)
@@ -194,7 +217,12 @@ class RewardModule(nn.Module, ABC):
         from transformers import AutoConfig, PreTrainedTokenizerFast
 
         described = read_reward_json(folder)
-        config = cls.config_class.model_validate(described["config"])
+        settings = dict(described["config"])
+        if (
+            "preprocessing" in described
+        ):  # the numbers it was trained with, whatever the backbone's folder says now
+            settings["preprocessing"] = described["preprocessing"]
+        config = cls.config_class.model_validate(settings)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
         model = cls(config, tokenizer, backbone_config=AutoConfig.from_pretrained(folder))  # type: ignore[call-arg]
         model.load_state_dict(load_file(folder / "model.safetensors"))
