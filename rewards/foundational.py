@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt, field_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from reelhf.config import Config
-from rewards.backbones import LANGUAGE, build
 from rewards.backbones.language import video_token_types
-from rewards.base import FrameSelection
-from rewards.module import RewardModule
-from rewards.preprocess import fixed_rate_frames, pad_frames, patchify_qwen, stratified_frames
-from rewards.recipes import PixelRecipe
 from rewards.tokens import pad_right, reward_token
+from rewards.vision_language import VisionLanguageConfig, VisionLanguageReward
 from rewards.words import WordHead
 
 if TYPE_CHECKING:
@@ -35,42 +31,26 @@ BEFORE_PROMPT = ("structural_stability",)
 AFTER_PROMPT = ("prompt_following",)
 
 
-class FoundationalConfig(Config):
-    """Size of the tiny vision-language model, or the folder of a real one."""
+class FoundationalConfig(VisionLanguageConfig):
+    """The vision-language model that reads scores at reward tokens."""
 
     dimensions: tuple[Literal["prompt_following", "structural_stability"], ...] = (
         "prompt_following",
         "structural_stability",
     )
     """What it scores; structural_stability is read before the prompt, prompt_following after it."""
-    backbone: str | None = None
-    """A local folder or hub id of a Qwen2.5-VL or Qwen3-VL; None builds the tiny one below, to be pre-trained on captioned clips."""
-    family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
-    """Of the tiny one; a folder says its own."""
-    hidden_size: PositiveInt = 96
-    """Width of the language model and of the vision tower."""
-    num_layers: PositiveInt = 3
-    """Layers of the language model."""
-    vision_layers: PositiveInt = 2
-    """Layers of the vision tower."""
-    num_heads: PositiveInt = 4
-    """Attention heads of both."""
-    patch_size: PositiveInt = 8
-    """Side of a vision patch in pixels; 2x2 of them and 2 frames make one token."""
-    area: PositiveInt = 64 * 64
-    """Pixels per frame after the resize; the aspect ratio is kept."""
-    preprocessing: Literal["area", "processor"] | PixelRecipe = "area"
-    """How frames are made to fit: about `area` pixels; as the backbone's own processor does, whose numbers are then kept with the checkpoint; or these."""
-    num_frames: PositiveInt = 6
-    """Frames looked at per clip, one per equal stretch of it; at most so many with `sample_fps`."""
-    sample_fps: PositiveFloat | None = None
-    """Frames looked at per second, at fixed seconds whatever the clip's rate; None takes `num_frames` of any clip."""
-    vocab_size: PositiveInt = 640
-    """Tokens of the tokenizer trained on the captions."""
-    uncertainty: bool = False
-    """Also say how sure each score is, for a `loss.kind: gaussian` training."""
-    max_text_tokens: PositiveInt = 128
-    """Longer prompts are cut."""
+
+    reads: Literal["all", "reward_tokens"] = "all"
+    """all: the language model at the reward token, the vision tower by itself and how well the prompt's words fit the clip, which is what a tiny
+    pre-trained model needs. reward_tokens: a linear head at each reward token and nothing else, for a real backbone."""
+
+    @model_validator(mode="after")
+    def _pre_trained_reads_all(self) -> FoundationalConfig:
+        if self.reads == "reward_tokens" and self.backbone is None:
+            raise ValueError(
+                "reads is reward_tokens without a backbone; expected the folder or hub id of one, or reads: all"
+            )
+        return self
 
     @field_validator("dimensions")
     @classmethod
@@ -78,7 +58,7 @@ class FoundationalConfig(Config):
         return tuple(sorted(set(value)))
 
 
-class FoundationalReward(RewardModule):
+class FoundationalReward(VisionLanguageReward):
     """Qwen2.5-VL or Qwen3-VL with reward tokens: prompt_following and structural_stability."""
 
     kind: ClassVar[str] = "qwen_vl_foundational"
@@ -100,59 +80,39 @@ class FoundationalReward(RewardModule):
         *,
         backbone_config: PretrainedConfig | None = None,
     ) -> None:
-        super().__init__(config, tokenizer)
-        self.family, self.backbone = build(
-            LANGUAGE,
-            config.backbone,
-            backbone_config,
-            tiny=config.family,
-            settings=config,
-            tokenizer=tokenizer,
-        )
-        if backbone_config is None and config.backbone is not None:
-            self.backbone.resize_token_embeddings(len(tokenizer))
-        self.backbone.config.use_cache = False
-        vision = self.backbone.config.vision_config
-        self.patch, self.merge, self.temporal = (
-            vision.patch_size,
-            vision.spatial_merge_size,
-            vision.temporal_patch_size,
-        )
-        self.recipe = self.make_recipe(
-            self.family.recipe, multiple=self.patch * self.merge, area_kernel="bicubic"
-        )
+        super().__init__(config, tokenizer, backbone_config=backbone_config)
         hidden = self.backbone.config.text_config.hidden_size
-        self.summary = nn.Sequential(
-            nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
-        )
-        self.words = WordHead(hidden, len(tokenizer))
+        if config.reads == "all":
+            self.summary = nn.Sequential(
+                nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
+            )
+            self.words = WordHead(hidden, len(tokenizer))
         # each score: what the language model says at the reward token, what the vision tower says by itself, and, after
         # the prompt, how well clip and prompt agree
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, 1) for name in self.dimensions})
-        self.sight = nn.ModuleDict({name: nn.Linear(2 * hidden, 1) for name in self.dimensions})
-        self.agree = nn.ModuleDict(
-            {name: nn.Linear(4, 1) for name in self.dimensions if name in AFTER_PROMPT}
-        )
-        for head in (*self.heads.values(), *self.sight.values()):
+        if config.reads == "all":
+            self.sight = nn.ModuleDict({name: nn.Linear(2 * hidden, 1) for name in self.dimensions})
+            self.agree = nn.ModuleDict(
+                {name: nn.Linear(4, 1) for name in self.dimensions if name in AFTER_PROMPT}
+            )
+            for head in self.agree.values():  # begins as the agreement of the words alone
+                head.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
+        for head in (*self.heads.values(), *getattr(self, "sight", {}).values()):
             nn.init.normal_(head.weight, std=0.02)
-        for head in self.agree.values():  # begins as the agreement of the words alone
-            head.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
         if config.uncertainty:
-            self.spread = self.spread_head(2 * hidden)
+            self.spread = self.spread_head(
+                hidden if config.reads == "reward_tokens" else 2 * hidden
+            )
         token = tokenizer.convert_tokens_to_ids
         self.reward_ids = {name: token(reward_token(name)) for name in self.dimensions}
         self.before = [self.reward_ids[n] for n in BEFORE_PROMPT if n in self.reward_ids]
         self.after = [self.reward_ids[n] for n in AFTER_PROMPT if n in self.reward_ids]
 
-    def select(
-        self, num_frames: int, fps: float, generator: torch.Generator | None = None
-    ) -> FrameSelection:
-        count, rate = self.settings.num_frames, self.settings.sample_fps
-        if rate is None:
-            return FrameSelection(stratified_frames(num_frames, count, generator))
-        return FrameSelection(
-            fixed_rate_frames(num_frames, fps, rate=rate, at_most=count, generator=generator)
-        )
+    def look(self, frames: Tensor) -> tuple[Any, tuple[int, int, int]]:
+        """The vision tower's output on frames [B, 3, F, H, W] and the grid (t, h, w) of one clip."""
+        patches, grid = self.patches(frames)
+        grids = torch.tensor([grid] * len(frames), device=frames.device)
+        return self.backbone.get_video_features(patches, grids, return_dict=True), grid
 
     def see(self, frames: Tensor) -> tuple[Any, tuple[int, int, int], Tensor]:
         """The vision tower on frames [B, 3, F, H, W].
@@ -160,14 +120,7 @@ class FoundationalReward(RewardModule):
         Returns: its output, the grid (t, h, w) of one clip, and what its tokens say: the level over time and the unrest
         from time to time, [B, 2 H].
         """
-        patches, grid = patchify_qwen(
-            pad_frames(self.recipe(frames), self.temporal),
-            patch=self.patch,
-            merge=self.merge,
-            temporal=self.temporal,
-        )
-        grids = torch.tensor([grid] * len(frames), device=frames.device)
-        seen = self.backbone.get_video_features(patches, grids, return_dict=True)
+        seen, grid = self.look(frames)
         said = self.summary(torch.stack(list(seen.pooler_output)))  # [B, t * h * w / 4, H]
         said = said.unflatten(1, (grid[0], -1)).mean(2)  # [B, t, H]
         unrest = torch.zeros_like(said[:, 0])
@@ -192,18 +145,7 @@ class FoundationalReward(RewardModule):
         Returns: hidden states [B, L, H], the token ids [B, L] and the mask of prompt tokens [B, L].
         """
         heads = [
-            [
-                *self.family.video_tokens(
-                    grid,
-                    merge=self.merge,
-                    temporal=self.temporal,
-                    num_frames=num_frames,
-                    fps=rate,
-                    tokenizer=self.tokenizer,
-                ),
-                *self.before,
-            ]
-            for rate in fps.tolist()
+            [*self.video_tokens(grid, num_frames, rate), *self.before] for rate in fps.tolist()
         ]
         ids, mask = pad_right(
             [[*head, *prompt, *self.after] for head, prompt in zip(heads, prompts, strict=True)],
@@ -247,17 +189,28 @@ class FoundationalReward(RewardModule):
         agreement = torch.cat([surprise, self.words.match(words, prompts)], dim=1)
         values = []
         for name in self.dimensions:
-            at = torch.eq(ids, self.reward_ids[name]).float().argmax(1)
-            state = states[torch.arange(len(ids), device=ids.device), at]
-            value = self.heads[name](state) + self.sight[name](summary)
+            value = self.heads[name](self.state_at(states, ids, name)) + self.sight[name](summary)
             if name in AFTER_PROMPT:
                 value = value + self.agree[name](agreement)
             values.append(value)
         spread = [self.spread(summary)] if self.settings.uncertainty else []
         return torch.cat([*values, *spread], dim=1), log_probs, is_prompt, words
 
+    def state_at(self, states: Tensor, ids: Tensor, dimension: str) -> Tensor:
+        """The hidden state [B, H] at a dimension's reward token."""
+        at = torch.eq(ids, self.reward_ids[dimension]).float().argmax(1)
+        return states[torch.arange(len(ids), device=ids.device), at]
+
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        values, log_probs, _, _ = self.values_and_log_probs(frames, fps, prompts)
-        return values, {"prompt_log_prob": log_probs.sum(1).detach()}
+        if self.settings.reads == "all":
+            values, log_probs, _, _ = self.values_and_log_probs(frames, fps, prompts)
+            return values, {"prompt_log_prob": log_probs.sum(1).detach()}
+        seen, grid = self.look(frames)
+        states, ids, _ = self.read(seen, grid, frames.shape[2], fps, prompts)
+        found = {name: self.state_at(states, ids, name) for name in self.dimensions}
+        values = [self.heads[name](state) for name, state in found.items()]
+        if self.settings.uncertainty:
+            values.append(self.spread(torch.stack(list(found.values())).mean(0)))
+        return torch.cat(values, dim=1), {}

@@ -16,6 +16,7 @@ from reelhf.config import Config
 from reelhf.errors import UserError
 from reelhf.progress import silence_transformers
 from rewards.base import FrameSelection, RewardScores
+from rewards.lora import LoraSettings, add_lora, base_state, is_base_weight
 from rewards.preprocess import clamp_straight_through
 from rewards.recipes import PixelRecipe
 from rewards.tokens import encode_texts
@@ -56,6 +57,8 @@ class RewardModule(nn.Module, ABC):
         self.dimensions = tuple(config.dimensions)
         self.data_hash: str | None = None
         self.tie_width: list[float] | None = None
+        self.lora: LoraSettings | None = None
+        self.base: dict[str, str] | None = None
         for name, value in (
             ("mean", 0.0),
             ("std", 1.0),
@@ -178,7 +181,10 @@ class RewardModule(nn.Module, ABC):
         return self
 
     def save(self, folder: Path) -> Path:
-        """Write reward.json, config.json (the backbone's), model.safetensors and the tokenizer; sealed."""
+        """Write reward.json, config.json (the backbone's), model.safetensors and the tokenizer; sealed.
+
+        A model with low-rank deltas on a `base` writes the deltas and everything beside the backbone, and names the base.
+        """
         from safetensors.torch import save_file
 
         from reelhf.run import seal
@@ -186,7 +192,9 @@ class RewardModule(nn.Module, ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {
-            name: t.detach().cpu().contiguous().clone() for name, t in self.state_dict().items()
+            name: t.detach().cpu().contiguous().clone()
+            for name, t in self.state_dict().items()
+            if self.base is None or not is_base_weight(name)
         }
         save_file(state, folder / "model.safetensors")
         self.backbone.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
@@ -204,6 +212,8 @@ class RewardModule(nn.Module, ABC):
             "temperature": self.temperature.tolist(),
             "data_hash": self.data_hash,
             "tie_width": self.tie_width,
+            "lora": None if self.lora is None else self.lora.model_dump(mode="json"),
+            "base": self.base,
             "preprocessing": self.recipe.model_dump(mode="json", exclude_none=True),
         }
         (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")
@@ -225,7 +235,17 @@ class RewardModule(nn.Module, ABC):
         config = cls.config_class.model_validate(settings)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
         model = cls(config, tokenizer, backbone_config=AutoConfig.from_pretrained(folder))  # type: ignore[call-arg]
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        state, base = load_file(folder / "model.safetensors"), described.get("base")
+        if base is not None:
+            untouched = base_state(base, Path(folder))
+            model.load_state_dict(
+                {k: v for k, v in untouched.items() if is_base_weight(k)}, strict=False
+            )
+        if described.get("lora"):
+            add_lora(model, LoraSettings.model_validate(described["lora"]))
+        missing, unexpected = model.load_state_dict(state, strict=base is None)
+        assert not unexpected and all(map(is_base_weight, missing)), (missing, unexpected)
+        model.base = base
         model.data_hash = described["data_hash"]
         model.tie_width = described.get("tie_width")
         return model

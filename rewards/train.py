@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 
 from reelhf.errors import UserError
 from rewards.data import Clip, RewardTask, load_clips, load_tasks
+from rewards.lora import add_lora, base_of, only_deltas_learn
 from rewards.training.calibrate import calibrate
 from rewards.training.config import RewardTrainConfig
+from rewards.training.groups import freeze_groups
 from rewards.training.loss import only_ties, tie_widths
 from rewards.training.weights import weighted
 
@@ -106,10 +108,25 @@ def _train_one(
     clips = load_clips(data, tasks)
     training = [task for task in tasks if task.split != "validation"] or tasks
     metrics = fit(model, training, clips, config, label=name)
+    if config.lora is not None:
+        model.base = base_of(backbones / name)
     model.data_hash = content_hash([t.task_id for t in tasks], [len(t.votes) for t in tasks])
     calibrate(model, tasks, clips)
     model.save(out / name)
     return metrics
+
+
+def prepare(model: RewardModule, config: RewardTrainConfig) -> None:
+    """Freeze, put on deltas and switch on recomputation, as the settings say."""
+    if config.lora is not None:
+        if model.lora is None:
+            add_lora(model, config.lora)
+        only_deltas_learn(model)
+    if config.backbone_lr == 0:
+        freeze_groups(model, ("backbone",))
+    freeze_groups(model, config.frozen)
+    if config.gradient_checkpointing:
+        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def fit(
@@ -127,6 +144,7 @@ def fit(
 
     model.requires_grad_(True)
     model.train()
+    prepare(model, config)
     if config.loss.kind == "gaussian" and not model.settings.uncertainty:
         raise UserError(
             f"loss.kind=gaussian trains a spread that the {label} model does not have; set uncertainty: true where its backbone "

@@ -8,6 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from reelhf.config import Config
 from rewards.composite import MODEL_FOLDERS
+from rewards.lora import LoraSettings
+from rewards.training.groups import Group
 
 
 class LossConfig(Config):
@@ -49,7 +51,9 @@ class RewardTrainConfig(Config):
     """Models that are trained at once, each in a process of its own with its share of the threads."""
     loss: LossConfig = LossConfig()
     """What a verdict teaches."""
-    frozen: tuple[Literal["backbone", "vision", "language", "embeddings"], ...] = ()
+    lora: LoraSettings | None = None
+    """Learn low-rank deltas of the backbone instead of its weights (at `backbone_lr`); the checkpoint holds them and the readouts."""
+    frozen: tuple[Group, ...] = ()
     """Groups of weights that stay as they are; vision, language and embeddings are parts of a vision-language model's backbone."""
     gradient_checkpointing: bool = False
     """Recompute the backbone's layers in the backward pass instead of keeping what they computed."""

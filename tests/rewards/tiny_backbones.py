@@ -84,7 +84,8 @@ def reward_on(name: str, folder: Path, **settings: Any) -> RewardModule:
     if name in ("qwen2_5_vl", "qwen3_vl"):
         tokenizer = load_tokenizer(str(folder), dimensions=FOUNDATIONAL.dimensions)
         model = FoundationalReward(FOUNDATIONAL.model_copy(update=settings), tokenizer)
-        model.words.count(model.encode_prompts(CAPTIONS))
+        if model.settings.reads == "all":
+            model.words.count(model.encode_prompts(CAPTIONS))
     else:
         tokenizer = tiny_models()["motion"].tokenizer
         if name in ("vjepa2", "videomae"):
