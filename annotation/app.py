@@ -168,8 +168,9 @@ def mount(app: FastAPI, store: Store, config: AnnotateConfig) -> None:
         path="/",
         theme=theme,
         # not `css_paths`: Gradio rewrites those selectors, and rules that start at `body` are lost
-        head='<link rel="stylesheet" href="/annotate/annotate.css">'
-        '<script src="/annotate/annotate.js"></script>',
+        head=f'<link rel="stylesheet" href="{config.root_path}/annotate/annotate.css">'
+        f'<script src="{config.root_path}/annotate/annotate.js"></script>',
+        root_path=config.root_path or None,
         run_history=False,
         ssr_mode=False,
         enable_monitoring=False,

@@ -71,6 +71,7 @@ def claim(store: Store, account: Account, *, lease_seconds: float) -> TaskView |
     now = store.now_ms()
     expires = now + int(lease_seconds * 1000)
     with store.write() as connection:
+        _lock(connection, t.account, account.id)  # two tabs of one person claim one after the other
         held = connection.execute(
             select(t.lease)
             .join(t.task, t.task.c.id == t.lease.c.task_id)
@@ -88,9 +89,7 @@ def claim(store: Store, account: Account, *, lease_seconds: float) -> TaskView |
                 .values(expires_ms=expires)
             )
             return _view(store, connection, held.presentation_id, lease_seconds)
-        task_id = connection.execute(
-            _next_task, {"me": account.id, "now": now}
-        ).scalar_one_or_none()
+        task_id = _take_next(connection, account, now)
         if task_id is None:
             return None
         presentation_id = _present(store, connection, task_id, account, now)
@@ -108,7 +107,26 @@ def claim(store: Store, account: Account, *, lease_seconds: float) -> TaskView |
         return _view(store, connection, presentation_id, lease_seconds)
 
 
-def _next_task_query() -> sa.Select[tuple[int]]:
+def _take_next(connection: Connection, account: Account, now: int) -> int | None:
+    """The next task that is open to an annotator, locked until the transaction ends."""
+    me = {"me": account.id, "now": now}
+    while True:
+        task_id = connection.execute(_next_task, me).scalar_one_or_none()
+        if task_id is None or connection.dialect.name == "sqlite":
+            return task_id  # SQLite has one writer: nobody can have come between
+        # PostgreSQL chose by a snapshot older than the row lock: leases that were committed in between show only now.
+        if connection.execute(_still_open, {**me, "task": task_id}).first() is not None:
+            return task_id
+
+
+def _lock(connection: Connection, table: sa.Table, row_id: int) -> Row[Any]:
+    """The row as it is now, to be changed by nobody else until the transaction ends."""
+    query = select(table).where(table.c.id == row_id).with_for_update(key_share=True)
+    return connection.execute(query).one()
+
+
+def _open_tasks() -> sa.Select[tuple[int]]:
+    """Tasks open to annotator `me` at time `now`."""
     me: sa.BindParameter[int] = sa.bindparam("me")
     now: sa.BindParameter[int] = sa.bindparam("now")
     others_leases = (
@@ -131,20 +149,21 @@ def _next_task_query() -> sa.Select[tuple[int]]:
             .exists()
         )
 
-    return (
-        select(t.task.c.id)
-        .where(
-            t.task.c.state == "open",
-            t.task.c.num_judgments + others_leases < t.task.c.need_n,
-            ~mine(t.judgment),
-            ~mine(t.skip),
-        )
-        .order_by(t.task.c.priority.desc(), t.task.c.id)
-        .limit(1)
+    return select(t.task.c.id).where(
+        t.task.c.state == "open",
+        t.task.c.num_judgments + others_leases < t.task.c.need_n,
+        ~mine(t.judgment),
+        ~mine(t.skip),
     )
 
 
-_next_task = _next_task_query()
+_next_task = (
+    _open_tasks()
+    .order_by(t.task.c.priority.desc(), t.task.c.id)
+    .limit(1)
+    .with_for_update(of=t.task, key_share=True, skip_locked=True)
+)
+_still_open = _open_tasks().where(t.task.c.id == sa.bindparam("task"))
 
 
 def _present(store: Store, connection: Connection, task_id: int, account: Account, now: int) -> int:
@@ -248,6 +267,7 @@ def submit(
     if problems:
         raise Refused(problems)
     with store.write() as connection:
+        task = _lock(connection, t.task, shown.task_id)
         earlier = connection.execute(
             select(t.judgment).where(
                 sa.or_(
@@ -265,7 +285,6 @@ def submit(
             if earlier.payload_hash != payload_hash or earlier.account_id != account.id:
                 raise Conflict("this submission was already stored with other answers")
             return Receipt(earlier.id, earlier.submitted_ms, earlier.surplus)
-        task = connection.execute(select(t.task).where(t.task.c.id == shown.task_id)).one()
         surplus = task.num_judgments >= task.need_n
         now = store.now_ms()
         result = connection.execute(
@@ -326,6 +345,7 @@ def skip(store: Store, account: Account, presentation: str, reason: str, note: s
         raise Refused([f"the note has {len(note)} characters; at most {MAX_NOTE}"])
     with store.write() as connection:
         shown = _own_presentation(connection, account, presentation)
+        _lock(connection, t.task, shown.task_id)
         again = select(t.skip.c.id).where(
             t.skip.c.task_id == shown.task_id, t.skip.c.account_id == account.id
         )

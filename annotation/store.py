@@ -1,7 +1,6 @@
-"""One annotation project on disk: a SQLite database and the media beside it.
+"""One annotation project: a folder with its media, and its tables in SQLite beside them or in PostgreSQL.
 
-Durability: WAL with synchronous=FULL, every write in a BEGIN IMMEDIATE transaction. Reads use an engine of their own, so a
-dashboard never holds the write lock. What people say is append-only, enforced by triggers.
+What people say is append-only, enforced by triggers; `annotation.database` says what a transaction is.
 """
 
 from __future__ import annotations
@@ -9,26 +8,27 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, event, insert, select
+from sqlalchemy import Connection, insert, select
 
 from annotation import schema as t
+from annotation.database import BUSY_SECONDS, Database, open_postgres, open_sqlite
+from annotation.place import Place, read_place
 from annotation.presentation import (
     Measured,
     PresentationConfig,
     copy_task,
     store_picture,
 )
+from annotation.prompts.near import ClusterIndex
 from annotation.records import (
     MAX_CLIPS,
     MIN_CLIPS,
@@ -36,15 +36,13 @@ from annotation.records import (
     Guideline,
     PromptRecord,
     load_guideline,
-    normalise_prompt,
 )
+from annotation.storage import Files
 from reelhf.errors import UserError
 from reelhf.hashing import sha256_file
 
-BUSY_TIMEOUT_SECONDS = 30
-NEAR_DUPLICATE_JACCARD = 0.9
 MAX_COPY_THREADS = 8
-ROLES = ("annotator", "admin")
+ROLES = ("annotator", "reviewer", "admin")
 
 
 @dataclass(frozen=True)
@@ -61,52 +59,62 @@ class Account:
 class Store:
     """Opens (and creates, and upgrades) a project. Safe to share among threads."""
 
-    def __init__(self, engine: Engine, read_engine: Engine, media: Path, now: Callable[[], float]):
-        self.engine = engine
-        self.read_engine = read_engine
-        self.media = media
+    def __init__(self, database: Database, files: Files, now: Callable[[], float]):
+        self.database = database
+        self.files = files
+        self.media = files.folder
         self._now = now
-        self._write_lock = threading.Lock()  # waiting here is cheaper than SQLite's busy sleep
         self.guideline: Guideline = load_guideline()
 
     @classmethod
     def open(
-        cls, path: Path | str, *, create: bool = True, now: Callable[[], float] = time.time
+        cls,
+        path: Path | str,
+        *,
+        create: bool = True,
+        now: Callable[[], float] = time.time,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> Store:
         """Opens a project folder, or a `.db` file whose media lie in `media/` beside it.
 
         Args:
             create: False refuses a project that is not there.
             now: the clock, in seconds since 1970.
-        Raises: UserError if the place cannot be written, is no project, or was made by a newer version.
+            busy_seconds: how long a write waits for others before it gives up.
+        Raises: UserError if the place cannot be written or reached, is no project, or was made by a newer version.
         """
         path = Path(str(path).removeprefix("sqlite:///"))
-        database = path if path.suffix in (".db", ".sqlite") else path / "annotation.db"
-        if not create and not database.exists():
-            raise UserError(f"no annotation project at {path} (looked for {database})")
+        file = path if path.suffix in (".db", ".sqlite") else path / "annotation.db"
+        place = read_place(file.parent) if file.parent == path else Place()
+        if not create and place.database is None and not file.exists():
+            raise UserError(f"no annotation project at {path} (looked for {file})")
         try:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            media = database.parent / "media"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            media = file.parent / "media"
             media.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make a project at {path}: {error.strerror}") from error
-        if not os.access(database.parent, os.W_OK):
-            raise UserError(f"cannot write to {database.parent}: the folder is read-only")
-        engine = _engine(database, begin="BEGIN IMMEDIATE")
-        store = cls(engine, _engine(database, begin="BEGIN"), media, now)
+        if not os.access(file.parent, os.W_OK):
+            raise UserError(f"cannot write to {file.parent}: the folder is read-only")
+        if place.database is None:
+            database = open_sqlite(file, busy_seconds=busy_seconds)
+        else:
+            database = open_postgres(place.database, busy_seconds=busy_seconds)
+        store = cls(database, Files(media, place.media), now)
         try:
-            _upgrade(engine, database)
+            database.upgrade(copy_beside=file)
         except sa.exc.DatabaseError as error:
             store.close()
-            raise UserError(f"{database} is not an annotation database: {error.orig}") from error
+            raise UserError(
+                f"{database.name} is not an annotation database: {error.orig}"
+            ) from error
         except UserError:
             store.close()
             raise
         return store
 
     def close(self) -> None:
-        self.engine.dispose()
-        self.read_engine.dispose()
+        self.database.close()
 
     def __enter__(self) -> Store:
         return self
@@ -114,17 +122,13 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self) -> AbstractContextManager[Connection]:
         """One write transaction; commits at the end, rolls back on any error."""
-        with self._write_lock, self.engine.begin() as connection:
-            yield connection
+        return self.database.write()
 
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> AbstractContextManager[Connection]:
         """One consistent read."""
-        with self.read_engine.begin() as connection:
-            yield connection
+        return self.database.read()
 
     def now_ms(self) -> int:
         return int(self._now() * 1000)
@@ -181,6 +185,23 @@ class Store:
             row = connection.execute(select(t.account).where(t.account.c.name == name)).first()
         return _account(row) if row else None
 
+    def users(self) -> list[Account]:
+        """Every account, in the order they were made."""
+        with self.read() as connection:
+            rows = connection.execute(select(t.account).order_by(t.account.c.id))
+            return [_account(row) for row in rows]
+
+    def set_role(self, name: str, role: str) -> None:
+        """Gives an account another role, from the next request on."""
+        if role not in ROLES:
+            raise UserError(f"role is {role!r}; expected one of {', '.join(ROLES)}")
+        with self.write() as connection:
+            changed = connection.execute(
+                t.account.update().where(t.account.c.name == name).values(role=role)
+            )
+        if changed.rowcount == 0:
+            raise UserError(f"there is no user named {name!r}")
+
     def check_password(self, name: str, password: str) -> Account | None:
         """The account, or None. Takes as long for an unknown name as for a wrong password."""
         from argon2 import PasswordHasher
@@ -200,32 +221,103 @@ class Store:
 
     # --- prompts, clips, tasks ---
 
-    def _add_prompts(self, connection: Connection, records: Sequence[PromptRecord]) -> list[str]:
-        """Adds prompts that are not there yet and returns the prompt id of each. Near-duplicates share a cluster."""
-        rows = connection.execute(select(t.prompt.c.prompt_id, t.prompt.c.text, t.prompt.c.cluster))
-        leaders: dict[str, frozenset[str]] = {}
-        known = set()
-        for row in rows:
-            known.add(row.prompt_id)
-            if row.cluster == row.prompt_id:
-                leaders[row.cluster] = _shingles(row.text)
-        for record in records:
-            if record.prompt_id in known:
-                continue
-            known.add(record.prompt_id)
-            cluster = _nearest_cluster(record.text, leaders) or record.prompt_id
+    def project_id(self, connection: Connection, name: str) -> int:
+        """The id of a project, which is made if it is new."""
+        if not name.strip() or len(name) > 80:
+            raise UserError("a project's name has 1 to 80 characters")
+        found = connection.execute(select(t.project.c.id).where(t.project.c.name == name)).scalar()
+        if found is None:
+            values = {"name": name, "created_ms": self.now_ms()}
+            key = connection.execute(insert(t.project).values(values)).inserted_primary_key
+            assert key is not None
+            found = key[0]
+        return int(found)
+
+    def add_prompts(
+        self,
+        connection: Connection,
+        project_id: int,
+        records: Sequence[PromptRecord],
+        *,
+        pool: Sequence[Mapping[str, Any]] | None = None,
+        source: str = "clips",
+    ) -> list[str]:
+        """Adds prompts that are not there yet, to the store and to a project's pool, and returns the prompt id of each.
+
+        Near-duplicates share a cluster, the unit of the split; the cluster of a prompt that is there never changes.
+
+        Args:
+            pool: of each record, what the project's pool says of it beside the defaults (`project_prompt`).
+            source: where they come from.
+        """
+        unseen = {record.prompt_id: record for record in reversed(records)}
+        known = self._known(connection, t.prompt.c.prompt_id, list(unseen))
+        fresh = [unseen[name] for name in reversed(unseen) if name not in known]
+        index = self._cluster_index(connection) if fresh else ClusterIndex()
+        rows = []
+        for record in fresh:
+            cluster = index.nearest(record.text) or record.prompt_id
             if cluster == record.prompt_id:
-                leaders[cluster] = _shingles(record.text)
-            connection.execute(
-                insert(t.prompt).values(
-                    prompt_id=record.prompt_id,
-                    text=record.text,
-                    language=record.language,
-                    cluster=cluster,
-                    created_ms=self.now_ms(),
-                )
+                index.add(cluster, record.text)
+            rows.append(
+                {
+                    "prompt_id": record.prompt_id,
+                    "text": record.text,
+                    "language": record.language,
+                    "cluster": cluster,
+                    "created_ms": self.now_ms(),
+                }
             )
+        if rows:
+            connection.execute(insert(t.prompt), rows)
+        here = t.project_prompt.c.project_id == project_id
+        pooled = self._known(connection, t.project_prompt.c.prompt_id, list(unseen), here)
+        entries = {
+            record.prompt_id: {
+                "project_id": project_id,
+                "prompt_id": record.prompt_id,
+                "category": None,
+                "status": "active",
+                "reason": None,
+                "weight": 1.0,
+                "source": source,
+                "uses": 1,
+                "created_ms": self.now_ms(),
+                **(pool[place] if pool else {}),
+            }
+            for place, record in reversed(list(enumerate(records)))
+            if record.prompt_id not in pooled
+        }
+        if entries:
+            connection.execute(insert(t.project_prompt), list(entries.values()))
         return [record.prompt_id for record in records]
+
+    @staticmethod
+    def _known(
+        connection: Connection,
+        column: sa.Column[Any],
+        values: Sequence[Any],
+        *where: sa.ColumnElement[bool],
+    ) -> set[Any]:
+        """Those of the values that the column already holds."""
+        return {
+            value
+            for part in _chunks(values, 500)
+            for value in connection.execute(
+                select(column).where(column.in_(part), *where)
+            ).scalars()
+        }
+
+    @staticmethod
+    def _cluster_index(connection: Connection) -> ClusterIndex:
+        """The leaders of all clusters, oldest first."""
+        leads = t.prompt.c.cluster == t.prompt.c.prompt_id
+        oldest_first = (t.prompt.c.created_ms, t.prompt.c.prompt_id)
+        query = select(t.prompt.c.cluster, t.prompt.c.text).where(leads).order_by(*oldest_first)
+        index = ClusterIndex()
+        for row in connection.execute(query):
+            index.add(row.cluster, row.text)
+        return index
 
     def add_clips(
         self, clips: Iterable[ClipRecord], *, project: str = "default", label: str | None = None
@@ -235,6 +327,7 @@ class Store:
         A clip whose bytes are already there keeps its first record. Prompts are added as needed.
 
         Args:
+            project: the project they belong to, made if new; the same bytes may belong to several.
             label: shows progress under this name.
         Raises: UserError naming a file that is missing, damaged or no video.
         """
@@ -253,14 +346,15 @@ class Store:
             sha256 = sha256_file(record.path)
             key = f"clips/{sha256}{record.path.suffix.lower()}"
             _copy(record.path, self.media / key)
+            self.files.share([key])
             picture_key = picture_sha = None
             if record.first_frame is not None:
                 picture, picture_sha = store_picture(record.first_frame, self.media / "pictures")
                 picture_key = f"pictures/{picture.name}"
+                self.files.share([picture_key])
             values.append(
                 {
                     "sha256": sha256,
-                    "project": project,
                     "task_kind": record.task_kind,
                     "model": record.model,
                     "stage": record.stage,
@@ -277,8 +371,11 @@ class Store:
                 }
             )
         with self.write() as connection:
-            ids = self._add_prompts(
-                connection, [PromptRecord(record.prompt, record.language) for record in records]
+            project_id = self.project_id(connection, project)
+            ids = self.add_prompts(
+                connection,
+                project_id,
+                [PromptRecord(record.prompt, record.language) for record in records],
             )
             known = dict(connection.execute(select(t.clip.c.sha256, t.clip.c.id)).tuples().all())
             for row, prompt_id in zip(values, ids, strict=True):
@@ -286,7 +383,23 @@ class Store:
                     result = connection.execute(insert(t.clip).values(prompt_id=prompt_id, **row))
                     assert result.inserted_primary_key is not None
                     known[row["sha256"]] = result.inserted_primary_key[0]
-        return [known[row["sha256"]] for row in values]
+            clip_ids = [known[row["sha256"]] for row in values]
+            self._share_clips(connection, project_id, clip_ids)
+        return clip_ids
+
+    def _share_clips(
+        self, connection: Connection, project_id: int, clip_ids: Sequence[int]
+    ) -> None:
+        """Makes clips part of a project; their bytes stay where they are."""
+        here = t.project_clip.c.project_id == project_id
+        there = self._known(connection, t.project_clip.c.clip_id, sorted(set(clip_ids)), here)
+        rows = [
+            {"project_id": project_id, "clip_id": clip_id, "created_ms": self.now_ms()}
+            for clip_id in dict.fromkeys(clip_ids)
+            if clip_id not in there
+        ]
+        if rows:
+            connection.execute(insert(t.project_clip), rows)
 
     def create_tasks(
         self,
@@ -296,6 +409,7 @@ class Store:
         round_number: int = 0,
         priority: int = 0,
         prompt_ids: Sequence[str] | None = None,
+        project: str | None = None,
         presentation: PresentationConfig | None = None,
         label: str | None = None,
     ) -> list[int]:
@@ -305,6 +419,7 @@ class Store:
             need: judgments wanted per task, from different annotators.
             round_number: of the annotate -> train -> align cycle.
             prompt_ids: the prompt each task shows; by default that of its first clip.
+            project: the project of the tasks; by default the first that each group's first clip came in with.
             label: shows progress under this name.
         Raises: UserError if a group has fewer than 2 or more than 6 clips, names one twice, or mixes t2v with i2v.
         """
@@ -333,15 +448,20 @@ class Store:
             for index, clips in enumerate(items):
                 measured = [
                     Measured(
-                        self.media / c.storage_key, c.sha256, c.num_frames, c.fps, c.width, c.height
+                        self.files.local(c.storage_key),
+                        c.sha256,
+                        c.num_frames,
+                        c.fps,
+                        c.width,
+                        c.height,
                     )
                     for c in clips
                 ]
                 plan, copies = copy_task(measured, shown_folder, presentation, pool)
+                self.files.share(f"shown/{copy.name}" for copy in copies)
                 pictures = [c.first_frame_key for c in clips if c.first_frame_key]
                 values = {
                     "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,
-                    "project": clips[0].project,
                     "task_kind": clips[0].task_kind,
                     "round": round_number,
                     "need_n": need,
@@ -356,8 +476,12 @@ class Store:
                 planned.append((values, clips, copies))
         ids = []
         with self.write() as connection:
+            named = None if project is None else self.project_id(connection, project)
+            owners = self._owners(connection, [clips[0].id for _, clips, _ in planned])
             for values, clips, copies in planned:
-                result = connection.execute(insert(t.task).values(values))
+                owner = owners[clips[0].id] if named is None else named
+                self._share_clips(connection, owner, [clip.id for clip in clips])
+                result = connection.execute(insert(t.task).values(project_id=owner, **values))
                 assert result.inserted_primary_key is not None
                 ids.append(result.inserted_primary_key[0])
                 connection.execute(
@@ -373,6 +497,21 @@ class Store:
                     ],
                 )
         return ids
+
+    @staticmethod
+    def _owners(connection: Connection, clip_ids: Sequence[int]) -> dict[int, int]:
+        """The first project of each clip."""
+        member = t.project_clip.c
+        first = sa.func.min(member.project_id)
+        return {
+            clip_id: project_id
+            for part in _chunks(sorted(set(clip_ids)), 500)
+            for clip_id, project_id in connection.execute(
+                select(member.clip_id, first)
+                .where(member.clip_id.in_(part))
+                .group_by(member.clip_id)
+            )
+        }
 
     def clips_without_task(self, k: int) -> list[list[int]]:
         """Clips that no task shows yet, in groups of up to `k` (at least 2) of one prompt and task kind."""
@@ -425,78 +564,10 @@ class Store:
             raise UserError(f"{path} is already there; name a new file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _vacuum_into(self.engine, path)
+            self.database.copy_to(path)
         except (OSError, sa.exc.DatabaseError) as error:
             raise UserError(f"cannot write the backup {path}: {error}") from error
         return path
-
-
-# --- engine and migrations -----------------------------------------------------------------------
-
-
-def _engine(database: Path, *, begin: str) -> Engine:
-    engine = sa.create_engine(
-        f"sqlite:///{database}",
-        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_SECONDS},
-        pool_size=8,
-        max_overflow=16,
-    )
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver would otherwise choose its own BEGIN
-        cursor = connection.cursor()
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",  # a judgment that was confirmed survives a power cut
-            "foreign_keys=ON",
-            "recursive_triggers=ON",  # so that INSERT OR REPLACE meets the append-only triggers
-            f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
-
-
-def _upgrade(engine: Engine, database: Path) -> None:
-    """Brings the tables to the newest revision, after a copy of a database that is behind."""
-    from alembic import command
-    from alembic.config import Config
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    script = ScriptDirectory.from_config(config)
-    head = script.get_current_head()
-    with engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    if current == head:
-        return
-    if current is not None:
-        if current not in {revision.revision for revision in script.walk_revisions()}:
-            raise UserError(
-                f"{database} was made by a newer version (revision {current}; this one knows {head})"
-            )
-        _vacuum_into(engine, database.with_name(f"{database.name}.before-{head}"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-def _vacuum_into(engine: Engine, path: Path) -> None:
-    raw = engine.raw_connection()
-    try:
-        cursor = raw.cursor()
-        cursor.execute("VACUUM INTO ?", (str(path),))
-        cursor.close()
-    finally:
-        raw.close()
 
 
 # --- helpers -------------------------------------------------------------------------------------
@@ -539,21 +610,3 @@ def _copy(source: Path, target: Path) -> None:
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _shingles(text: str) -> frozenset[str]:
-    """Words and word pairs; single characters where a text has no spaces (Chinese)."""
-    normalised = normalise_prompt(text)
-    words = normalised.split()
-    if any("\u4e00" <= character <= "\u9fff" for character in normalised):
-        words = [character for character in normalised if not character.isspace()]
-    return frozenset(words) | {f"{a} {b}" for a, b in pairwise(words)}
-
-
-def _nearest_cluster(text: str, leaders: dict[str, frozenset[str]]) -> str | None:
-    """The first cluster whose leader is a near-duplicate. Only leaders are compared, so clusters never chain."""
-    shingles = _shingles(text)
-    for cluster, other in leaders.items():
-        if len(shingles & other) >= NEAR_DUPLICATE_JACCARD * len(shingles | other):
-            return cluster
-    return None

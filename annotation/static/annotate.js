@@ -12,6 +12,9 @@
   const [MIN_PIXELS, MAX_PIXELS, VETO_PIXELS] = [150, 560, 61]; // heights of a clip and of the veto line
   const [GAP_PIXELS, NARROW_PIXELS] = [12, 900];
 
+  const SCRIPT = "/annotate/annotate.js";
+  const ROOT = (document.querySelector(`script[src$="${SCRIPT}"]`)?.getAttribute("src") || SCRIPT).slice(0, -SCRIPT.length);
+
   let me = null;
   let task = null;
   let answers = [];
@@ -32,9 +35,9 @@
       headers: { "Content-Type": "application/json", "X-CSRF-Token": me.csrf },
       body: JSON.stringify(body),
     };
-    const answer = await fetch(path, { ...options, credentials: "same-origin" });
+    const answer = await fetch(ROOT + path, { ...options, credentials: "same-origin" });
     if (answer.status === 401) {
-      window.location.assign("/login");
+      window.location.assign(`${ROOT}/login`);
       return new Promise(() => {}); // the page is going away
     }
     const data = await answer.json();
@@ -660,7 +663,7 @@
   async function signOut() {
     clearDrafts();
     await call("/api/logout", {});
-    window.location.assign("/login");
+    window.location.assign(`${ROOT}/login`);
     return render();
   }
 
