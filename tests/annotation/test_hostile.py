@@ -354,7 +354,7 @@ def test_no_log_line_holds_a_secret(new_project, caplog, capfd):
     def broken() -> None:
         with store.read() as connection:
             connection.execute(
-                sa.text("SELECT :secret FROM nothing"), {"secret": "hidden-parameter"}
+                sa.text("SELECT :secret FROM absent"), {"secret": "hidden-parameter"}
             )
 
     caplog.set_level(logging.DEBUG)
