@@ -130,9 +130,7 @@ class RewardModule(nn.Module, ABC):
             valid.view(-1, 1, 1, 1, 1), frames, 0.0
         )  # NaN must not reach the other clips' gradient
         fps = torch.as_tensor(fps, dtype=torch.float32, device=frames.device).expand(len(frames))
-        if selection.indices is not None and len(selection.indices) > 1:
-            span = selection.indices[-1] - selection.indices[0]
-            fps = fps * (len(selection.indices) - 1) / span  # the rate of the frames that are left
+        fps = selection.rate(fps)
         more = {}
         if reference is not None and self.compares:
             other = self.select(reference.shape[2], float(fps[0])).apply(reference)

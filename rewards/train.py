@@ -130,7 +130,9 @@ def prepare(model: RewardModule, config: RewardTrainConfig) -> None:
         model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def check_loss(model: RewardModule, loss: LossConfig, label: str) -> None:
+def check_loss(
+    model: RewardModule, loss: LossConfig, label: str, *, synthetic: float = 0.0
+) -> None:
     """UserError when a model cannot learn from this loss."""
     if loss.kind == "gaussian" and not model.settings.uncertainty:
         raise UserError(
@@ -142,6 +144,10 @@ def check_loss(model: RewardModule, loss: LossConfig, label: str) -> None:
         wanted = "answers" if model.compares else "pairs, best_worst or gaussian"
         raise UserError(
             f"the {label} model gives {what}; expected loss.kind {wanted}, got {loss.kind} (`own: {{{label}: {{loss: …}}}}` is for it alone)"
+        )
+    if model.compares and synthetic:
+        raise UserError(
+            f"synthetic lessons are pairs of scores; expected synthetic 0 for the {label} model"
         )
 
 
@@ -161,7 +167,7 @@ def fit(
     model.requires_grad_(True)
     model.train()
     prepare(model, config)
-    check_loss(model, config.loss, label)
+    check_loss(model, config.loss, label, synthetic=config.synthetic)
     width = tie_widths(model.dimensions, tasks)
     if not isinstance(config.loss.ties, str):
         width.fill_(config.loss.ties)

@@ -66,13 +66,16 @@ def answer_loss(
     """
     device = next(model.parameters()).device
     names = list(dict.fromkeys(sha for task in tasks for sha in task.clips))
-    shown = {sha: _selected(model, clips[sha], generator) for sha in names}
+    chosen = {
+        sha: model.select(clips[sha].frames.shape[1], clips[sha].fps, generator) for sha in names
+    }
+    shown = {sha: chosen[sha].apply(clips[sha].frames[None].float() / 255) for sha in names}
     valid = {sha: bool(frames.isfinite().all()) for sha, frames in shown.items()}
     answers, weights = _answers(model, tasks, names, valid, rationales, generator)
     frames = [shown[sha] if valid[sha] else torch.zeros_like(shown[sha]) for sha in names]
     losses, of_rationales, logits = model(
         [clamp_straight_through(f.to(device)) for f in frames],
-        [_rate(clips[sha], f) for sha, f in zip(names, frames, strict=True)],
+        [float(chosen[sha].rate(clips[sha].fps)) for sha in names],
         answers=answers,
     )
     weight = torch.tensor(weights, device=device)
@@ -86,17 +89,6 @@ def answer_loss(
         "valid_fraction": sum(valid.values()) / max(1, len(valid)),
         "votes": float(counted.sum()),
     }
-
-
-def _selected(model: Any, clip: Clip, generator: torch.Generator | None) -> Tensor:
-    """The frames [1, 3, F', H, W] in [0, 1] that the model looks at."""
-    frames = clip.frames[None].float() / 255
-    return model.select(frames.shape[2], clip.fps, generator).apply(frames)
-
-
-def _rate(clip: Clip, selected: Tensor) -> float:
-    """Frames per second of those that are left."""
-    return clip.fps * selected.shape[2] / clip.frames.shape[1]
 
 
 def _answers(

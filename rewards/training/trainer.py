@@ -14,6 +14,7 @@ from rewards.data import Clip, RewardTask
 from rewards.training.answers import Rationales, answer_loss
 from rewards.training.config import RewardTrainConfig
 from rewards.training.loss import preference_loss
+from rewards.training.synthetic import synthetic_loss
 
 OUR_STATE = "reward_state_{rank}.pt"
 """Beside the Trainer's own files in a checkpoint: the generator of frames and augmentation, and the log so far."""
@@ -150,6 +151,12 @@ def reward_trainer_class() -> type[Any]:
                 shift=self.reward_config.shift,
                 generator=self.draws,
             )
+            if self.reward_config.synthetic:
+                lesson, right = synthetic_loss(
+                    self.model if alone else model, inputs, self.clips, generator=self.draws
+                )
+                loss = loss + self.reward_config.synthetic * lesson
+                metrics |= {"synthetic_accuracy": right}
             self.metrics.append(metrics)
             return loss
 
