@@ -32,6 +32,15 @@ config_command(
     },
     next_step="reelhf rewards eval {out} --preferences DIR --out DIR",
 )
+config_command(
+    app,
+    "texture",
+    "rewards.texture:TextureConfig",
+    "rewards.texture:train_texture",
+    help="Train the refiner's texture reward: original against degraded frames, no votes.",
+    paths={"clips": "folder of captioned clips, sharp ones"},
+    next_step="reelhf rlhf train configs/rlhf/toy_refiner.yaml with weights for texture_quality and {out} as rewards",
+)
 
 
 @app.command("merge")
