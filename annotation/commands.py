@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from annotation.exports_commands import register as add_exports
+from annotation.prompts.commands import app as prompts_app
 from annotation.quality.commands import register as add_quality
 from reelhf.errors import UserError
 
@@ -29,6 +30,7 @@ app.add_typer(clips_app, name="clips")
 app.add_typer(tasks_app, name="tasks")
 token_app = typer.Typer(no_args_is_help=True, help="API tokens for scripts.")
 app.add_typer(user_app, name="user")
+app.add_typer(prompts_app, name="prompts")
 add_exports(app)
 add_quality(app)
 app.add_typer(token_app, name="token")
