@@ -38,13 +38,18 @@ config_command(
 def evaluate(
     rewards: Annotated[Path, typer.Argument(help="folder written by `rewards train`")],
     preferences: Annotated[Path, typer.Option(help="folder of preference data")],
-    out: Annotated[Path, typer.Option(help="where evaluation.json goes")],
+    out: Annotated[Path, typer.Option(help="where evaluation.json and report.html go")],
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="accuracy and baselines alone, without corruption probes"),
+    ] = False,
 ) -> None:
-    """Accuracy on held-out prompts, same-stage pairs, next to the baselines."""
-    from rewards.evaluate import evaluate_rewards, format_report
+    """Accuracy on held-out prompts next to the baselines; ties, calibration, people, sources and corruptions on a page."""
+    from rewards.evaluation.held_out import evaluate_rewards, format_report
+    from rewards.evaluation.page import write_page
 
-    typer.echo(format_report(evaluate_rewards(rewards, preferences, out)))
-    typer.echo(f"{out / 'evaluation.json'}")
+    typer.echo(format_report(evaluate_rewards(rewards, preferences, out, thorough=not quick)))
+    typer.echo(f"{out / 'evaluation.json'}\n{write_page(out)}")
     typer.echo("next: reelhf rlhf train configs/rlhf/toy_base.yaml --rewards " + str(rewards))
 
 
