@@ -17,6 +17,7 @@ CLASSES = {  # the first pattern that fits names the class
     "distill/consistency*.yaml": "distill.consistency:ConsistencyConfig",
     "rewards/texture*.yaml": "rewards.texture:TextureConfig",
     "rewards/*backbones*.yaml": "rewards.pretrain:PretrainConfig",
+    "rewards/*folds*.yaml": "rewards.evaluation.cross_validate:CrossValidateConfig",
     "rewards/*.yaml": "rewards.train:RewardTrainConfig",
     "rlhf/*.yaml": "rlhf.direct_run:DirectRun",
     "loop/*.yaml": "rlhf.rounds:LoopConfig",
