@@ -192,7 +192,7 @@ class Store:
             return [_account(row) for row in rows]
 
     def set_role(self, name: str, role: str) -> None:
-        """Gives an account another role, from the next request on."""
+        """Gives an account another role, within seconds also for whoever is signed in."""
         if role not in ROLES:
             raise UserError(f"role is {role!r}; expected one of {', '.join(ROLES)}")
         with self.write() as connection:
