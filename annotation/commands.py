@@ -41,7 +41,7 @@ def quickstart(
     ],
     out: Annotated[Path, typer.Option(help="Project folder to make")] = DEFAULT_PROJECT,
     k: Annotated[
-        int | None, typer.Option("--k", help="Clips per task, 2 to 6 [default: 4]")
+        int | None, typer.Option("--k", help="Clips per task, 2 to 8 [default: 4]")
     ] = None,
     need: Annotated[int | None, typer.Option(help="Judgments wanted per task [default: 1]")] = None,
     config: ConfigOption = None,
@@ -164,7 +164,7 @@ def clips_import(
 @tasks_app.command("create")
 def tasks_create(
     project: ProjectArgument = DEFAULT_PROJECT,
-    k: Annotated[int, typer.Option("--k", help="Clips per task, 2 to 6")] = 4,
+    k: Annotated[int, typer.Option("--k", help="Clips per task, 2 to 8")] = 4,
     need: Annotated[int, typer.Option(help="Judgments wanted per task")] = 1,
     round_number: Annotated[int, typer.Option("--round", help="Round of the loop")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the tasks and stop")] = False,

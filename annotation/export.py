@@ -5,7 +5,12 @@ What a judgment yields, per dimension:
 - a pick made after a veto: its explicit pair only, `constrained`; beside it the vetoed free pick, whole, with `admissible` false
   (an honest opinion of this dimension that must not reach the composite or DPO);
 - a tie: one explicit tie between two clips drawn at random, the other pairs as implied ties;
-- scores (imported ratings): every pair; the one of best and worst is explicit, the others implied.
+- a pair that was called good, same or bad (`gsb`): that pair, or a tie;
+- scores: every pair; the one of best and worst is explicit, the others implied.
+
+Of a judgment that was changed, the latest revision counts. Gold tasks and re-tests are in the table of judgments, with their
+`purpose`, and yield no preferences; practice and exams are left out. What an expert decided about a conflict is one more
+annotator's judgment, or (`adjudicated_only`) the only one of that task.
 """
 
 from __future__ import annotations
@@ -25,7 +30,9 @@ import sqlalchemy as sa
 from sqlalchemy import select
 
 from annotation import schema as t
+from annotation.history import is_latest
 from annotation.records import split_of, write_preferences
+from annotation.routing import COUNTED
 from annotation.store import Store
 
 IMPLIED_WEIGHT = 0.5
@@ -79,6 +86,7 @@ def export_preferences(
     min_round: int = 0,
     max_round: int | None = None,
     exclude_simulated: bool = False,
+    adjudicated_only: bool = False,
 ) -> Path:
     """Writes the preference data of a project; the same judgments give the same tables.
 
@@ -86,10 +94,15 @@ def export_preferences(
         include_implied: also the pairs that best and worst imply (marked `implied`).
         fmt: `parquet` or `jsonl`.
         project, min_round, max_round, exclude_simulated: which judgments; written into the manifest as its source query.
+        adjudicated_only: of tasks that an expert decided, the preferences come from the decision alone.
     Returns: the folder, readable by `annotation.records.read_preferences`.
     """
     out = Path(out)
-    where: list[sa.ColumnElement[bool]] = [t.task.c.round >= min_round]
+    where: list[sa.ColumnElement[bool]] = [
+        t.task.c.round >= min_round,
+        t.judgment.c.purpose.in_(COUNTED),
+        is_latest(),
+    ]
     if project is not None:
         where.append(t.task.c.project == project)
     if max_round is not None:
@@ -99,6 +112,8 @@ def export_preferences(
     with store.read() as connection:
         clips = {row.id: dict(row._mapping) for row in connection.execute(_clips)}
         judged = list(connection.execute(_choices.where(*where)))
+    decided = {row.task_id for row in judged if row.purpose == "adjudication"}
+    overruled = decided if adjudicated_only else set()
     judgments: list[dict[str, Any]] = []
     preferences: list[dict[str, Any]] = []
     used: set[int] = set()
@@ -107,6 +122,11 @@ def export_preferences(
         shown = [clips[clip_id] for clip_id in row.clip_order]
         for judgment, pairs in _rows_of_choice(row, shown):
             judgments.append(judgment)
+            teaches = row.purpose == "adjudication" or (
+                row.purpose == "work" and row.task_id not in overruled
+            )
+            if not teaches:
+                continue
             preferences += _preference_rows(row, shown, judgment, pairs, include_implied)
     _add_agreement(preferences)
     clip_rows = [_clip_row(store, out, clips[clip_id]) for clip_id in sorted(used)]
@@ -122,6 +142,7 @@ def export_preferences(
         "max_round": max_round,
         "exclude_simulated": exclude_simulated,
         "include_implied": include_implied,
+        "adjudicated_only": adjudicated_only,
     }
     versions = sorted({j["guideline_version"] for j in judgments})
     return write_preferences(
@@ -145,6 +166,8 @@ _choices = (
         t.choice,
         t.judgment.c.task_id,
         t.judgment.c.kind,
+        t.judgment.c.purpose,
+        t.judgment.c.revision,
         t.judgment.c.surplus,
         t.judgment.c.simulated,
         t.judgment.c.guideline_version,
@@ -187,10 +210,13 @@ def _rows_of_choice(
         "scores": row.scores,
         "dimension_position": row.position,
         "surplus": row.surplus,
-        "shown_at": None if row.kind == "score" else _when(row.shown_ms),
+        "shown_at": None if row.shown_ms == row.submitted_ms else _when(row.shown_ms),
         "submitted_at": _when(row.submitted_ms),
         "seconds": row.seconds,
         "guideline_version": row.guideline_version,
+        "purpose": row.purpose,
+        "revision": row.revision,
+        "confirmed": row.confirmed,
     }
     vetoed = row.constrained or row.status == "no_valid_pair"
     name = f"j{row.judgment_id}/{row.dimension}"

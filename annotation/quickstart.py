@@ -67,7 +67,7 @@ def quickstart(
     """Makes an annotation project of the clips in `source`, with an admin account.
 
     Args:
-        k: clips per task, 2 to 6; prompts with more are cut into several tasks, with fewer become smaller tasks.
+        k: clips per task, 2 to 8; prompts with more are cut into several tasks, with fewer become smaller tasks.
         need: judgments wanted per task.
         dry_run: only reports; `out` is not touched.
         with_ratings: also imports the ratings of a FETV file as judgments.

@@ -1,4 +1,4 @@
-"""The tables. Judgments, choices and skips are append-only: triggers refuse every update and delete.
+"""The tables. What people say is append-only (`APPEND_ONLY`): triggers refuse every update and delete.
 
 Times are whole milliseconds since 1970 UTC (`*_ms`). The migrations in `migrations/versions` create these tables; a test checks
 that both agree.
@@ -21,6 +21,8 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
+    text,
 )
 
 metadata = MetaData(
@@ -33,7 +35,7 @@ metadata = MetaData(
     }
 )
 
-APPEND_ONLY = ("judgment", "choice", "skip")
+APPEND_ONLY = ("judgment", "choice", "skip", "flag", "ruling", "exam")
 
 account = Table(
     "account",
@@ -44,6 +46,7 @@ account = Table(
     Column("role", String(20), nullable=False),
     Column("pseudonym", String(40), nullable=False, unique=True),
     Column("simulated", Boolean, nullable=False),
+    Column("expert", Boolean, nullable=False, server_default=false()),
     Column("created_ms", BigInteger, nullable=False),
     CheckConstraint("role in ('annotator', 'admin')", name="role"),
 )
@@ -97,6 +100,12 @@ task = Table(
     Column("prompt_id", ForeignKey("prompt.prompt_id"), nullable=False),
     Column("project", String(80), nullable=False),
     Column("task_kind", String(8), nullable=False),
+    Column("kind", String(12), nullable=False, server_default="best_worst"),
+    Column("purpose", String(12), nullable=False, server_default="work"),
+    Column("experts_only", Boolean, nullable=False, server_default=false()),
+    Column(
+        "answers", JSON(none_as_null=True)
+    ),  # known ones: dimension -> best, worst, tie, scores, why
     Column("round", Integer, nullable=False),
     Column("need_n", Integer, nullable=False),
     Column("priority", Integer, nullable=False),
@@ -106,10 +115,13 @@ task = Table(
     Column("shown_fps", Float, nullable=False),
     Column("shown_frames", Integer, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
-    CheckConstraint("state in ('open', 'done', 'flagged')", name="state"),
+    CheckConstraint("state in ('open', 'done', 'flagged', 'conflict', 'removed')", name="state"),
+    CheckConstraint("kind in ('best_worst', 'gsb', 'score')", name="kind"),
+    CheckConstraint("purpose in ('work', 'gold', 'practice', 'exam')", name="purpose"),
     CheckConstraint("num_judgments <= need_n", name="overlap"),
     CheckConstraint("need_n >= 1", name="need_n"),
     Index(None, "state", "priority", "id"),
+    Index(None, "purpose", "state"),
 )
 
 task_clip = Table(
@@ -132,6 +144,8 @@ presentation = Table(
     Column("clip_order", JSON, nullable=False),
     Column("dimension_order", JSON, nullable=False),
     Column("guideline_version", String(40), nullable=False),
+    Column("purpose", String(12), nullable=False, server_default="work"),
+    Column("repeat", Integer, nullable=False, server_default=text("0")),
     Column("shown_ms", BigInteger, nullable=False),
     Index(None, "task_id", "account_id"),
 )
@@ -162,19 +176,27 @@ judgment = Table(
     Column("id", Integer, primary_key=True),
     Column("task_id", ForeignKey("task.id"), nullable=False),
     Column("account_id", ForeignKey("account.id"), nullable=False),
-    Column("presentation_id", ForeignKey("presentation.id"), nullable=False, unique=True),
+    Column("presentation_id", ForeignKey("presentation.id"), nullable=False),
     Column("idempotency_key", String(80), nullable=False, unique=True),
     Column("payload_hash", String(64), nullable=False),
     Column("kind", String(12), nullable=False),
+    Column("purpose", String(12), nullable=False, server_default="work"),
+    Column("repeat", Integer, nullable=False, server_default=text("0")),
+    Column("revision", Integer, nullable=False, server_default=text("0")),
+    Column("supersedes", ForeignKey("judgment.id"), unique=True),
     Column("surplus", Boolean, nullable=False),
     Column("simulated", Boolean, nullable=False),
     Column("guideline_version", String(40), nullable=False),
+    Column("language", String(8), nullable=False, server_default="en"),
     Column("seconds", Float),
     Column("watched_seconds", JSON),
     Column("note", Text, nullable=False),
     Column("submitted_ms", BigInteger, nullable=False),
-    CheckConstraint("kind in ('best_worst', 'score')", name="kind"),
-    UniqueConstraint("task_id", "account_id"),
+    CheckConstraint("kind in ('best_worst', 'gsb', 'score')", name="kind"),
+    CheckConstraint("(revision = 0) = (supersedes is null)", name="revision"),
+    UniqueConstraint("task_id", "account_id", "repeat", "revision"),
+    UniqueConstraint("presentation_id", "revision"),
+    Index(None, "account_id"),
 )
 
 choice = Table(
@@ -189,6 +211,7 @@ choice = Table(
     Column("first_best", Integer),
     Column("first_worst", Integer),
     Column("constrained", Boolean, nullable=False),
+    Column("confirmed", Boolean),
     Column("admissible", Boolean, nullable=False),
     Column("scores", JSON),
     CheckConstraint("best is null or best <> worst", name="best_is_not_worst"),
@@ -207,4 +230,53 @@ skip = Table(
     Column("note", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Index(None, "task_id", "account_id"),
+)
+
+flag = Table(
+    "flag",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("task_id", ForeignKey("task.id"), nullable=False),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("presentation_id", ForeignKey("presentation.id"), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    CheckConstraint("kind in ('unsafe', 'broken', 'ambiguous_prompt')", name="kind"),
+    Index(None, "task_id", "account_id"),
+)
+
+ruling = Table(  # what was decided about a flagged task
+    "ruling",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("task_id", ForeignKey("task.id"), nullable=False),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("decision", String(12), nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    CheckConstraint("decision in ('reopen', 'remove')", name="decision"),
+    Index(None, "task_id"),
+)
+
+exam = Table(  # one finished attempt at the entry exam
+    "exam",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("correct", Integer, nullable=False),
+    Column("asked", Integer, nullable=False),
+    Column("passed", Boolean, nullable=False),
+    Column("guideline_version", String(40), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    UniqueConstraint("account_id", "attempt"),
+)
+
+guideline = Table(  # every version of the question texts that was ever shown
+    "guideline",
+    metadata,
+    Column("version", String(40), primary_key=True),
+    Column("questions", JSON, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
 )

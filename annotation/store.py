@@ -1,7 +1,6 @@
-"""One annotation project on disk: a SQLite database and the media beside it.
+"""One annotation project: a folder with its media, and its tables in SQLite beside them or in PostgreSQL.
 
-Durability: WAL with synchronous=FULL, every write in a BEGIN IMMEDIATE transaction. Reads use an engine of their own, so a
-dashboard never holds the write lock. What people say is append-only, enforced by triggers.
+What people say is append-only, enforced by triggers; `annotation.database` says what a transaction is.
 """
 
 from __future__ import annotations
@@ -9,20 +8,22 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, event, insert, select
+from sqlalchemy import Connection, insert, select
 
 from annotation import schema as t
+from annotation.database import BUSY_SECONDS, Database, open_postgres, open_sqlite
+from annotation.known import known_answers
+from annotation.place import Place, read_place
 from annotation.presentation import (
     Measured,
     PresentationConfig,
@@ -30,18 +31,20 @@ from annotation.presentation import (
     store_picture,
 )
 from annotation.records import (
+    KINDS,
     MAX_CLIPS,
     MIN_CLIPS,
+    PURPOSES,
     ClipRecord,
     Guideline,
     PromptRecord,
+    Question,
     load_guideline,
     normalise_prompt,
 )
 from reelhf.errors import UserError
 from reelhf.hashing import sha256_file
 
-BUSY_TIMEOUT_SECONDS = 30
 NEAR_DUPLICATE_JACCARD = 0.9
 MAX_COPY_THREADS = 8
 ROLES = ("annotator", "admin")
@@ -61,52 +64,100 @@ class Account:
 class Store:
     """Opens (and creates, and upgrades) a project. Safe to share among threads."""
 
-    def __init__(self, engine: Engine, read_engine: Engine, media: Path, now: Callable[[], float]):
-        self.engine = engine
-        self.read_engine = read_engine
+    def __init__(self, database: Database, media: Path, now: Callable[[], float]):
+        self.database = database
         self.media = media
         self._now = now
-        self._write_lock = threading.Lock()  # waiting here is cheaper than SQLite's busy sleep
         self.guideline: Guideline = load_guideline()
 
     @classmethod
     def open(
-        cls, path: Path | str, *, create: bool = True, now: Callable[[], float] = time.time
+        cls,
+        path: Path | str,
+        *,
+        create: bool = True,
+        now: Callable[[], float] = time.time,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> Store:
         """Opens a project folder, or a `.db` file whose media lie in `media/` beside it.
 
         Args:
             create: False refuses a project that is not there.
             now: the clock, in seconds since 1970.
-        Raises: UserError if the place cannot be written, is no project, or was made by a newer version.
+            busy_seconds: how long a write waits for others before it gives up.
+        Raises: UserError if the place cannot be written or reached, is no project, or was made by a newer version.
         """
         path = Path(str(path).removeprefix("sqlite:///"))
-        database = path if path.suffix in (".db", ".sqlite") else path / "annotation.db"
-        if not create and not database.exists():
-            raise UserError(f"no annotation project at {path} (looked for {database})")
+        file = path if path.suffix in (".db", ".sqlite") else path / "annotation.db"
+        place = read_place(file.parent) if file.parent == path else Place()
+        if not create and place.database is None and not file.exists():
+            raise UserError(f"no annotation project at {path} (looked for {file})")
         try:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            media = database.parent / "media"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            media = file.parent / "media"
             media.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make a project at {path}: {error.strerror}") from error
-        if not os.access(database.parent, os.W_OK):
-            raise UserError(f"cannot write to {database.parent}: the folder is read-only")
-        engine = _engine(database, begin="BEGIN IMMEDIATE")
-        store = cls(engine, _engine(database, begin="BEGIN"), media, now)
+        if not os.access(file.parent, os.W_OK):
+            raise UserError(f"cannot write to {file.parent}: the folder is read-only")
+        if place.database is None:
+            database = open_sqlite(file, busy_seconds=busy_seconds)
+        else:
+            database = open_postgres(place.database, busy_seconds=busy_seconds)
+        store = cls(database, media, now)
         try:
-            _upgrade(engine, database)
+            database.upgrade(copy_beside=file)
+            store.remember_guideline()
         except sa.exc.DatabaseError as error:
             store.close()
-            raise UserError(f"{database} is not an annotation database: {error.orig}") from error
+            raise UserError(
+                f"{database.name} is not an annotation database: {error.orig}"
+            ) from error
         except UserError:
             store.close()
             raise
         return store
 
+    # --- question texts ---
+
+    def remember_guideline(self) -> None:
+        """Keeps the wording of the present version. Raises UserError if that version was shown with another wording."""
+        texts = _texts(self.guideline)
+        with self.read() as connection:
+            known = connection.execute(_wording, {"version": self.guideline.version}).scalar()
+        if known == texts:
+            return
+        if known is not None:
+            raise UserError(
+                f"the question texts changed, but their version is still {self.guideline.version!r}; give questions.yaml a new version"
+            )
+        values = {
+            "version": self.guideline.version,
+            "questions": texts,
+            "created_ms": self.now_ms(),
+        }
+        try:
+            with self.write() as connection:
+                connection.execute(insert(t.guideline).values(values))
+        except sa.exc.IntegrityError:
+            self.remember_guideline()  # another process was quicker
+
+    def guideline_of(self, version: str) -> Guideline:
+        """The wording of a version that was shown here; the present one where it was not kept."""
+        if version == self.guideline.version:
+            return self.guideline
+        with self.read() as connection:
+            texts = connection.execute(_wording, {"version": version}).scalar()
+        if texts is None:  # shown before wordings were kept
+            return self.guideline
+        questions = {
+            name: Question(**{**q, "applies_to": tuple(q["applies_to"])})
+            for name, q in texts["questions"].items()
+        }
+        return Guideline(version, questions, texts["guide"])
+
     def close(self) -> None:
-        self.engine.dispose()
-        self.read_engine.dispose()
+        self.database.close()
 
     def __enter__(self) -> Store:
         return self
@@ -114,17 +165,13 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self) -> AbstractContextManager[Connection]:
         """One write transaction; commits at the end, rolls back on any error."""
-        with self._write_lock, self.engine.begin() as connection:
-            yield connection
+        return self.database.write()
 
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> AbstractContextManager[Connection]:
         """One consistent read."""
-        with self.read_engine.begin() as connection:
-            yield connection
+        return self.database.read()
 
     def now_ms(self) -> int:
         return int(self._now() * 1000)
@@ -132,9 +179,19 @@ class Store:
     # --- accounts ---
 
     def add_user(
-        self, name: str, password: str, *, role: str = "annotator", simulated: bool = False
+        self,
+        name: str,
+        password: str,
+        *,
+        role: str = "annotator",
+        simulated: bool = False,
+        expert: bool = False,
     ) -> Account:
-        """Adds an account with a random pseudonym. Raises UserError if the name is taken or the password is short."""
+        """Adds an account with a random pseudonym. Raises UserError if the name is taken or the password is short.
+
+        Args:
+            expert: may claim tasks for experts only, and decides about flags and conflicts.
+        """
         from argon2 import PasswordHasher
 
         name = name.strip()
@@ -150,6 +207,7 @@ class Store:
             "role": role,
             "pseudonym": "annotator-" + secrets.token_hex(4),
             "simulated": simulated,
+            "expert": expert,
             "created_ms": self.now_ms(),
         }
         try:
@@ -175,6 +233,16 @@ class Store:
                 t.account.update().where(t.account.c.id == account.id).values(password_hash=hashed)
             )
             connection.execute(t.session.delete().where(t.session.c.account_id == account.id))
+
+    def set_expert(self, name: str, expert: bool) -> None:
+        """Makes an account an expert's, or no longer one. Raises UserError if there is none of that name."""
+        account = self.find_user(name)
+        if account is None:
+            raise UserError(f"there is no user named {name!r}")
+        with self.write() as connection:
+            connection.execute(
+                t.account.update().where(t.account.c.id == account.id).values(expert=expert)
+            )
 
     def find_user(self, name: str) -> Account | None:
         with self.read() as connection:
@@ -297,6 +365,10 @@ class Store:
         priority: int = 0,
         prompt_ids: Sequence[str] | None = None,
         presentation: PresentationConfig | None = None,
+        kind: str = "best_worst",
+        purpose: str = "work",
+        answers: Sequence[Mapping[str, Mapping[str, Any]]] | None = None,
+        experts_only: bool = False,
         label: str | None = None,
     ) -> list[int]:
         """Makes one task per group of clip ids, with copies for showing, and returns the task ids.
@@ -305,12 +377,25 @@ class Store:
             need: judgments wanted per task, from different annotators.
             round_number: of the annotate -> train -> align cycle.
             prompt_ids: the prompt each task shows; by default that of its first clip.
+            kind: what is asked: `best_worst`, `gsb` (pairs) or `score`.
+            purpose: `work`, or why the answer is known: `gold`, `practice`, `exam`.
+            answers: the known ones of each task, by the place of a clip in its group (`annotation.known`).
             label: shows progress under this name.
-        Raises: UserError if a group has fewer than 2 or more than 6 clips, names one twice, or mixes t2v with i2v.
+        Raises: UserError if a group has too few or too many clips for its kind, names one twice, or mixes t2v with i2v, or if
+        known answers are missing or do not fit.
         """
         from reelhf.progress import track
 
         presentation = presentation or PresentationConfig()
+        if kind not in KINDS:
+            raise UserError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+        if purpose not in PURPOSES:
+            raise UserError(f"purpose is {purpose!r}; expected one of {', '.join(PURPOSES)}")
+        known = [None] * len(groups) if answers is None else list(answers)
+        if (purpose == "work") != (answers is None) or len(known) != len(groups):
+            raise UserError(
+                f"a task for {purpose} {'has no' if purpose == 'work' else 'needs a'} known answer; {len(groups)} tasks came with {len(answers or ())}"
+            )
         if need < 1:
             raise UserError(f"need is {need}; a task wants at least 1 judgment")
         if prompt_ids is not None and len(prompt_ids) != len(groups):
@@ -326,7 +411,11 @@ class Store:
         shown_folder.mkdir(exist_ok=True)
         clips_of = [[_known_clip(rows, clip_id) for clip_id in group] for group in groups]
         for index, clips in enumerate(clips_of):
-            _check_group(index, clips)
+            _check_group(index, clips, kind)
+        stored = [
+            self._stored_answers(index, raw, clips)
+            for index, (raw, clips) in enumerate(zip(known, clips_of, strict=True))
+        ]
         planned = []
         with ThreadPoolExecutor(max_workers=min(MAX_COPY_THREADS, os.cpu_count() or 1)) as pool:
             items = track(clips_of, label=label) if label else clips_of
@@ -343,6 +432,10 @@ class Store:
                     "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,
                     "project": clips[0].project,
                     "task_kind": clips[0].task_kind,
+                    "kind": kind,
+                    "purpose": purpose,
+                    "answers": stored[index],
+                    "experts_only": experts_only,
                     "round": round_number,
                     "need_n": need,
                     "priority": priority,
@@ -374,6 +467,17 @@ class Store:
                 )
         return ids
 
+    def _stored_answers(
+        self, index: int, raw: Mapping[str, Mapping[str, Any]] | None, clips: Sequence[Any]
+    ) -> dict[str, dict[str, Any]] | None:
+        if raw is None:
+            return None
+        dimensions = self.guideline.dimensions(clips[0].task_kind)
+        try:
+            return known_answers(raw, [clip.id for clip in clips], dimensions)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"task {index}: {error}") from error
+
     def clips_without_task(self, k: int) -> list[list[int]]:
         """Clips that no task shows yet, in groups of up to `k` (at least 2) of one prompt and task kind."""
         if not MIN_CLIPS <= k <= MAX_CLIPS:
@@ -393,7 +497,11 @@ class Store:
     # --- looking ---
 
     def counts(self) -> dict[str, int]:
-        """Rows that say how far the project is: prompts, clips, tasks, open tasks, judgments (human and simulated), skips."""
+        """Rows that say how far the project is: prompts, clips, tasks, open tasks, judgments (human and simulated), skips.
+
+        A judgment that was changed counts once; `revisions` counts the changes.
+        """
+        first = t.judgment.c.revision == 0
 
         def number(table: sa.Table, *where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
             return select(sa.func.count()).select_from(table).where(*where).scalar_subquery()
@@ -404,10 +512,13 @@ class Store:
             number(t.task).label("tasks"),
             number(t.task, t.task.c.state == "open").label("open_tasks"),
             number(t.task, t.task.c.state == "flagged").label("flagged_tasks"),
-            number(t.judgment).label("judgments"),
-            number(t.judgment, t.judgment.c.simulated).label("simulated_judgments"),
-            number(t.judgment, ~t.judgment.c.simulated).label("human_judgments"),
+            number(t.task, t.task.c.state == "conflict").label("conflict_tasks"),
+            number(t.judgment, first).label("judgments"),
+            number(t.judgment, first, t.judgment.c.simulated).label("simulated_judgments"),
+            number(t.judgment, first, ~t.judgment.c.simulated).label("human_judgments"),
+            number(t.judgment, ~first).label("revisions"),
             number(t.skip).label("skips"),
+            number(t.flag).label("flags"),
         )
         with self.read() as connection:
             return dict(connection.execute(query).one()._mapping)
@@ -425,81 +536,26 @@ class Store:
             raise UserError(f"{path} is already there; name a new file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _vacuum_into(self.engine, path)
+            self.database.copy_to(path)
         except (OSError, sa.exc.DatabaseError) as error:
             raise UserError(f"cannot write the backup {path}: {error}") from error
         return path
 
 
-# --- engine and migrations -----------------------------------------------------------------------
-
-
-def _engine(database: Path, *, begin: str) -> Engine:
-    engine = sa.create_engine(
-        f"sqlite:///{database}",
-        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_SECONDS},
-        pool_size=8,
-        max_overflow=16,
-    )
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver would otherwise choose its own BEGIN
-        cursor = connection.cursor()
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",  # a judgment that was confirmed survives a power cut
-            "foreign_keys=ON",
-            "recursive_triggers=ON",  # so that INSERT OR REPLACE meets the append-only triggers
-            f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
-
-
-def _upgrade(engine: Engine, database: Path) -> None:
-    """Brings the tables to the newest revision, after a copy of a database that is behind."""
-    from alembic import command
-    from alembic.config import Config
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    script = ScriptDirectory.from_config(config)
-    head = script.get_current_head()
-    with engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    if current == head:
-        return
-    if current is not None:
-        if current not in {revision.revision for revision in script.walk_revisions()}:
-            raise UserError(
-                f"{database} was made by a newer version (revision {current}; this one knows {head})"
-            )
-        _vacuum_into(engine, database.with_name(f"{database.name}.before-{head}"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-def _vacuum_into(engine: Engine, path: Path) -> None:
-    raw = engine.raw_connection()
-    try:
-        cursor = raw.cursor()
-        cursor.execute("VACUUM INTO ?", (str(path),))
-        cursor.close()
-    finally:
-        raw.close()
-
-
 # --- helpers -------------------------------------------------------------------------------------
+
+
+_wording = sa.select(t.guideline.c.questions).where(
+    t.guideline.c.version == sa.bindparam("version")
+)
+
+
+def _texts(guideline: Guideline) -> dict[str, Any]:
+    questions = {
+        name: {**asdict(q), "applies_to": list(q.applies_to)}
+        for name, q in guideline.questions.items()
+    }
+    return {"questions": questions, "guide": dict(guideline.guide)}
 
 
 def _account(row: Any) -> Account:
@@ -512,11 +568,16 @@ def _known_clip(rows: dict[int, Any], clip_id: int) -> Any:
     return rows[clip_id]
 
 
-def _check_group(index: int, clips: Sequence[Any]) -> None:
-    if not MIN_CLIPS <= len(clips) <= MAX_CLIPS:
-        raise UserError(
-            f"task {index} has {len(clips)} clips; best and worst need {MIN_CLIPS} to {MAX_CLIPS}"
-        )
+CLIPS_OF = {"best_worst": (MIN_CLIPS, MAX_CLIPS), "gsb": (2, 2), "score": (1, MAX_CLIPS)}
+"""Kind of task -> fewest and most clips."""
+
+
+def _check_group(index: int, clips: Sequence[Any], kind: str) -> None:
+    fewest, most = CLIPS_OF[kind]
+    if not fewest <= len(clips) <= most:
+        what = {"best_worst": "best and worst need", "gsb": "a pair needs", "score": "scores need"}
+        wanted = str(most) if fewest == most else f"{fewest} to {most}"
+        raise UserError(f"task {index} has {len(clips)} clips; {what[kind]} {wanted}")
     if len({clip.id for clip in clips}) != len(clips):
         raise UserError(f"task {index} shows the same clip twice (files with equal bytes)")
     if len({clip.task_kind for clip in clips}) != 1:

@@ -9,7 +9,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import OperationalError
 
-from annotation.claims import Conflict, NotFound, Refused
+from annotation.refusals import Conflict, NotFound, Refused
 
 
 def not_found(_request: Request, error: NotFound) -> Response:
