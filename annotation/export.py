@@ -246,7 +246,7 @@ def _rows_of_choice(
         "admissible": row.admissible,
         "constrained": row.constrained,
     }
-    if row.kind == "score":
+    if row.scores is not None:
         pairs = score_pairs(row.scores, row.best, row.worst)
     elif row.status == "ok":
         pairs = best_worst_pairs(row.best, row.worst, len(shown))

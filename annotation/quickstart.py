@@ -155,6 +155,32 @@ def plan_project(source: Path, *, k: int) -> Plan:
     return Plan(groups, mismatches)
 
 
+@dataclass(frozen=True)
+class KnownTask:
+    """One line of a file of known answers."""
+
+    clips: list[ClipRecord]
+    answers: dict[str, Any]
+    kind: str
+
+
+def read_known(source: Path) -> list[KnownTask]:
+    """Tasks with known answers from JSONL. Raises UserError naming the line that lacks something."""
+    found = []
+    for number, row in jsonl_rows(source):
+        missing = [name for name in ("prompt", "clips", "answers") if not row.get(name)]
+        if missing:
+            raise UserError(f"{source} line {number} has no {', '.join(missing)}")
+        try:
+            clips = [_record(source.parent, flat) for _, flat in _flatten([(number, row)], source)]
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{source} line {number}: {error}") from error
+        found.append(KnownTask(clips, dict(row["answers"]), str(row.get("kind", "best_worst"))))
+    if not found:
+        raise UserError(f"{source} names no task")
+    return found
+
+
 def read_source(source: Path) -> tuple[list[ClipRecord], list[str]]:
     """The clips a folder or manifest names, and what in it cannot be used."""
     if source.is_file():
