@@ -211,7 +211,8 @@ def tasks_known(
     """Add tasks whose answers are known.
 
     One object per line: {"prompt": ..., "clips": [{"path": ..., "model": ...}, ...], "answers": {"motion_quality": {"best": 0,
-    "worst": 2, "why": "..."}, "aesthetic_quality": {"tie": true}}}. Clips count from 0 in the line's order.
+    "worst": 2, "why": "..."}, "aesthetic_quality": {"tie": true}}}. Clips count from 0 in the line's
+    order; everyone sees them in another order, so `why` should not name letters.
     """
     from annotation.quickstart import read_known
     from annotation.store import Store

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from annotation.known import known_answers
 from annotation.presentation import PresentationConfig
-from annotation.records import MAX_CLIPS, MIN_CLIPS, ClipRecord, prompt_id
+from annotation.records import DIMENSIONS, MAX_CLIPS, MIN_CLIPS, ClipRecord, prompt_id
 from annotation.store import Store
 from reelhf.errors import UserError, did_you_mean
 from reelhf.hashing import sha256_file
@@ -173,7 +174,8 @@ def read_known(source: Path) -> list[KnownTask]:
             raise UserError(f"{source} line {number} has no {', '.join(missing)}")
         try:
             clips = [_record(source.parent, flat) for _, flat in _flatten([(number, row)], source)]
-        except (ValueError, KeyError) as error:
+            known_answers(row["answers"], range(1, len(clips) + 1), DIMENSIONS)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{source} line {number}: {error}") from error
         found.append(KnownTask(clips, dict(row["answers"]), str(row.get("kind", "best_worst"))))
     if not found:

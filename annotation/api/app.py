@@ -40,7 +40,7 @@ def create_app(store: Store, config: AnnotateConfig | None = None, *, page: bool
     if page:
         from annotation.app import mount
 
-        mount(app, store, site.config)
+        mount(app, site.config)
     else:
         app.add_api_route("/", no_page)
     app.add_middleware(Gate, sessions=site.sessions, own_paths=OWN_PATHS)

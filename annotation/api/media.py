@@ -11,7 +11,7 @@ from annotation import claims
 from annotation.api.site import SignedIn, TheSite
 
 STATIC = Path(__file__).parent.parent / "static"
-STATIC_KINDS = {".js": "text/javascript", ".css": "text/css"}
+STATIC_KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
 
 router = APIRouter()
 
