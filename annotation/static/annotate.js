@@ -7,7 +7,7 @@
   const LANGUAGES = ["en", "zh"];
   const WORST_KEYS = ["KeyQ", "KeyW", "KeyE", "KeyR"];
   const [MIN_PIXELS, MAX_PIXELS, VETO_PIXELS] = [110, 560, 61]; // heights of a clip and of the veto line
-  const [GAP_PIXELS, NARROW_PIXELS, PER_LINE] = [12, 900, 4];
+  const [GAP_PIXELS, NARROW_PIXELS, PER_LINE] = [12, 900, 5]; // four clips and a first frame stay in one line
   const POLL_MS = 60000;
   const RETRY_MS = 3000;
   const SLIDER = new Set(["radio", "range", "checkbox"]);
@@ -168,11 +168,8 @@
       refresh();
       return;
     }
-    if (ours) {
-      busy = false;
-      sending = "";
-    }
     if (error && error.status === 422 && ours) {
+      answersArrived();
       status = say("not_saved", { reason: error.message });
       refresh();
       return;
@@ -184,13 +181,20 @@
       status = say(receipt.revision ? "changed" : "saved", { id: receipt.judgment_id, time });
     }
     if (ours && receipt && explain(receipt)) {
+      answersArrived();
       player.pause();
       body().mode = "feedback";
       refresh();
       return;
     }
     if (ours || !task) await move(nextTask);
+    if (ours) answersArrived();
     refresh();
+  }
+
+  function answersArrived() {
+    busy = false;
+    sending = "";
   }
 
   // Claims until the network is back: an answer that waits must not be the last thing one can do.
@@ -478,11 +482,13 @@
     const kept = body().veto || body().mode ? 0 : VETO_PIXELS;
     const aspect = video.videoWidth ? video.videoWidth / video.videoHeight : 1;
     const count = player.zoomed >= 0 ? 1 : stage.children.length;
-    const lines = count > PER_LINE + 1 ? 2 : 1;
-    const across = Math.ceil(count / lines);
-    const whole = (stage.clientWidth - GAP_PIXELS * (across - 1)) / across / aspect;
-    const room = (window.innerHeight - rest - kept - 14 - GAP_PIXELS * (lines - 1)) / lines;
-    const height = Math.floor(Math.max(MIN_PIXELS, Math.min(room, whole, MAX_PIXELS)));
+    const sizes = [1, 2].map((lines) => {
+      const across = Math.ceil(count / lines);
+      const whole = (stage.clientWidth - GAP_PIXELS * (across - 1)) / across / aspect;
+      const room = (window.innerHeight - rest - kept - 14 - GAP_PIXELS * (lines - 1)) / lines;
+      return [Math.floor(Math.max(MIN_PIXELS, Math.min(room, whole, MAX_PIXELS))), across];
+    });
+    const [height, across] = sizes[count > PER_LINE && sizes[1][0] > sizes[0][0] ? 1 : 0];
     stage.style.setProperty("--clip-height", `${height}px`);
     stage.style.setProperty("--clip-width", `${Math.floor(height * aspect)}px`);
     stage.style.setProperty("--across", across);

@@ -83,21 +83,20 @@
     async run() {
       clearTimeout(this.timer);
       for (const entry of this.entries()) {
-        try {
-          const receipt = await this.send(entry.body);
-          remove(entry.key);
-          this.tries = 0;
-          this.told({ receipt, body: entry.body });
-        } catch (error) {
-          if (FINAL.has(error.status)) {
-            remove(entry.key);
-            this.told({ error, body: entry.body });
-            continue;
-          }
-          this.timer = setTimeout(() => this.flush(), PAUSES_MS[Math.min(this.tries++, PAUSES_MS.length - 1)]);
-          this.told({ kept: true, body: entry.body });
-          return;
-        }
+        const became = await this.sent(entry);
+        if (became.kept) this.timer = setTimeout(() => this.flush(), PAUSES_MS[Math.min(this.tries++, PAUSES_MS.length - 1)]);
+        else remove(entry.key);
+        await this.told({ ...became, body: entry.body });
+        if (became.kept) return;
+        this.tries = 0;
+      }
+    }
+
+    async sent(entry) {
+      try {
+        return { receipt: await this.send(entry.body) };
+      } catch (error) {
+        return FINAL.has(error.status) ? { error } : { kept: true };
       }
     }
   }
