@@ -245,8 +245,11 @@ def mount(app: FastAPI, config: AnnotateConfig) -> None:
         path="/",
         theme=theme,
         # not `css_paths`: Gradio rewrites those selectors, and rules that start at `body` are lost
-        head='<link rel="stylesheet" href="/annotate/annotate.css">'
-        + "".join(f'<script src="/annotate/{name}"></script>' for name in SCRIPTS),
+        head=f'<link rel="stylesheet" href="{config.root_path}/annotate/annotate.css">'
+        + "".join(
+            f'<script src="{config.root_path}/annotate/{name}"></script>' for name in SCRIPTS
+        ),
+        root_path=config.root_path or None,
         run_history=False,
         ssr_mode=False,
         enable_monitoring=False,

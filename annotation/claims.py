@@ -487,13 +487,9 @@ def progress(store: Store, account: Account, *, wanted: int | None) -> Progress:
         ).scalars()
         seconds = sorted(recent)
         if wanted is None:
-            expert = connection.execute(
-                select(t.account.c.expert).where(t.account.c.id == account.id)
-            ).scalar_one()
+            me = connection.execute(select(t.account).where(t.account.c.id == account.id)).one()
             open_to_me = connection.execute(
-                select(sa.func.count())
-                .select_from(t.task)
-                .where(*open_to(account.id, expert=expert))
+                select(sa.func.count()).select_from(t.task).where(open_to(me))
             ).scalar_one()
             wanted = judged + open_to_me
     pace = seconds[len(seconds) // 2] if seconds else None

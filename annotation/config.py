@@ -10,6 +10,23 @@ from annotation.routing import RoutingConfig
 from reelhf.config import Config
 
 
+class OidcConfig(Config):
+    """An OpenID Connect provider, such as Keycloak, Entra ID or Google. Needs `pip install 'reelhf[oidc]'`."""
+
+    issuer: str = Field(pattern=r"^https?://")
+    """Its address; `<issuer>/.well-known/openid-configuration` is asked for the rest."""
+    client_id: str
+    """What the provider calls this site."""
+    client_secret_variable: str = "REELHF_OIDC_SECRET"
+    """Name of the environment variable that holds the client's secret."""
+    public_url: str = Field(pattern=r"^https?://[^/]+$")
+    """How browsers reach this site, without a path; `<public_url><root_path>/oidc/callback` is what to register."""
+    create_accounts: bool = False
+    """Make an annotator's account for whoever the provider vouches for; otherwise an admin links them first."""
+    label: str = Field(default="Sign in with your organisation", max_length=80)
+    """What the link on the sign-in page says."""
+
+
 class AnnotateConfig(Config):
     """How a project is served."""
 
@@ -31,6 +48,14 @@ class AnnotateConfig(Config):
     """How long it pauses."""
     secure_cookie: bool = False
     """Send the session cookie over HTTPS only. Set it whenever the server is not on loopback."""
+    media_hours: PositiveFloat = 4.0
+    """A link to a clip works this long; loading the page again makes new ones."""
+    root_path: str = Field(default="", pattern=r"^(/[\w.-]+)*$")
+    """Where a reverse proxy shows the site, such as `/labels`; empty for a host name of its own."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses whose X-Forwarded-For and -Proto headers are believed; nobody's by default."""
+    oidc: OidcConfig | None = None
+    """Sign-in through an identity provider, beside passwords."""
     title: str = Field(default="ReelHF annotation", max_length=80)
     """Name shown in the browser tab."""
 

@@ -85,6 +85,8 @@ def decide(store: Store, account: Account, task_id: int, decision: str, note: st
         ).first()
         if not may_decide(connection, account) or task is None or task.state != "flagged":
             raise NotFound("no such flagged task")
+        if decision == "reopen" and _has_purged_clip(connection, task_id):
+            raise Refused(["a clip of this task was purged, so it cannot be shown any more"])
         back = "done" if task.num_judgments >= task.need_n else "open"
         connection.execute(
             insert(t.ruling).values(
@@ -106,6 +108,15 @@ def may_decide(connection: Connection, account: Account) -> bool:
     """Experts decide about flags, and everyone who is more than an annotator."""
     row = connection.execute(select(t.account.c.expert).where(t.account.c.id == account.id)).one()
     return account.role != "annotator" or bool(row.expert)
+
+
+def _has_purged_clip(connection: Connection, task_id: int) -> bool:
+    purged = (
+        select(t.clip.c.id)
+        .join(t.task_clip, t.task_clip.c.clip_id == t.clip.c.id)
+        .where(t.task_clip.c.task_id == task_id, t.clip.c.purged_ms.is_not(None))
+    )
+    return connection.execute(purged.limit(1)).first() is not None
 
 
 def _since_ruling(task_id: int) -> sa.ScalarSelect[int]:

@@ -89,6 +89,8 @@ def quickstart(
     if (out / "annotation.db").exists():
         raise UserError(f"{out} already holds a project; name a new folder with --out")
     with Store.open(out) as store:
+        if store.counts()["clips"] or store.find_user("admin") is not None:
+            raise UserError(f"{out} already holds a project; name a new folder with --out")
         password = secrets.token_urlsafe(PASSWORD_BYTES)
         store.add_user("admin", password, role="admin")
         if with_ratings:

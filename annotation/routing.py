@@ -57,6 +57,7 @@ class Assignment:
 
 _me: sa.BindParameter[int] = sa.bindparam("me")
 _expert: sa.BindParameter[bool] = sa.bindparam("expert")
+_admin: sa.BindParameter[bool] = sa.bindparam("admin")
 _now: sa.BindParameter[int] = sa.bindparam("now")
 
 
@@ -128,7 +129,8 @@ def _hidden(
     """By chance, a gold task or a re-test."""
     draw = random.SystemRandom().random()
     if draw < config.gold_rate:
-        task_id = connection.execute(_gold, {"me": me.id, "expert": me.expert}).scalar_one_or_none()
+        asks = {"me": me.id, "expert": me.expert, "admin": me.role == "admin"}
+        task_id = connection.execute(_gold, asks).scalar_one_or_none()
         return None if task_id is None else Assignment(task_id, "gold")
     if draw < config.gold_rate + config.retest_rate:
         before = now - int(config.retest_after_hours * 3_600_000)
@@ -139,7 +141,7 @@ def _hidden(
 
 def _take_work(connection: Connection, me: Row[Any], now: int) -> int | None:
     """The next task that is open to an annotator, locked until the transaction ends."""
-    asks = {"me": me.id, "expert": me.expert, "now": now}
+    asks = {"me": me.id, "expert": me.expert, "admin": me.role == "admin", "now": now}
     while True:
         task_id = connection.execute(_next_task, asks).scalar_one_or_none()
         if task_id is None or connection.dialect.name == "sqlite":
@@ -177,15 +179,24 @@ def _others_leases() -> sa.ScalarSelect[int]:
     )
 
 
-def open_to(account_id: int, *, expert: bool) -> list[sa.ColumnElement[bool]]:
-    """Conditions of the tasks that an annotator could still be given, whoever else holds them now."""
-    bound = {"me": account_id, "expert": expert}
-    conditions = [t.task.c.state == "open", t.task.c.purpose == "work", _for_all(), *_untouched()]
-    return [sa.and_(*conditions).params(bound)]
+def open_to(me: Row[Any]) -> sa.ColumnElement[bool]:
+    """Condition of the tasks that an annotator could still be given, whoever else holds them now."""
+    bound = {"me": me.id, "expert": me.expert, "admin": me.role == "admin"}
+    conditions = [t.task.c.state == "open", t.task.c.purpose == "work", _allowed(), *_untouched()]
+    return sa.and_(*conditions).params(bound)
 
 
-def _for_all() -> sa.ColumnElement[bool]:
-    return sa.or_(~t.task.c.experts_only, _expert)
+def _allowed() -> sa.ColumnElement[bool]:
+    """Tasks for experts go to experts; those of a project with members go to its members."""
+    members = (
+        select(t.project_member.c.account_id)
+        .where(t.project_member.c.project_id == t.task.c.project_id)
+        .correlate(t.task)
+    )
+    member = sa.or_(
+        _admin, ~members.exists(), members.where(t.project_member.c.account_id == _me).exists()
+    )
+    return sa.and_(sa.or_(~t.task.c.experts_only, _expert), member)
 
 
 def _open_tasks() -> sa.Select[tuple[int]]:
@@ -193,7 +204,7 @@ def _open_tasks() -> sa.Select[tuple[int]]:
     return select(t.task.c.id).where(
         t.task.c.state == "open",
         t.task.c.purpose == "work",
-        _for_all(),
+        _allowed(),
         t.task.c.num_judgments + _others_leases() < t.task.c.need_n,
         *_untouched(),
     )
@@ -216,7 +227,7 @@ _times_shown = (
 )
 _gold = (  # rotated: the one that was answered least often comes first
     select(t.task.c.id)
-    .where(t.task.c.purpose == "gold", t.task.c.state == "open", _for_all(), *_untouched())
+    .where(t.task.c.purpose == "gold", t.task.c.state == "open", _allowed(), *_untouched())
     .order_by(_times_shown, sa.func.random())
     .limit(1)
 )
@@ -234,6 +245,12 @@ _retest = (
     )
     .where(
         ~select(sa.literal(1))
+        .select_from(t.task_clip)
+        .join(t.clip, t.clip.c.id == t.task_clip.c.clip_id)
+        .where(t.task_clip.c.task_id == t.task.c.id, t.clip.c.purged_ms.is_not(None))
+        .correlate(t.task)
+        .exists(),
+        ~select(sa.literal(1))
         .select_from(t.presentation)
         .where(
             t.presentation.c.task_id == t.task.c.id,
@@ -241,7 +258,7 @@ _retest = (
             t.presentation.c.purpose == "retest",
         )
         .correlate(t.task)
-        .exists()
+        .exists(),
     )
     .order_by(t.judgment.c.submitted_ms)
     .limit(1)

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    desc,
     false,
     text,
 )
@@ -35,7 +36,32 @@ metadata = MetaData(
     }
 )
 
-APPEND_ONLY = ("judgment", "choice", "skip", "flag", "ruling", "exam")
+APPEND_ONLY = (
+    "judgment",
+    "choice",
+    "skip",
+    "flag",
+    "ruling",
+    "exam",
+    "event",
+    "export_snapshot",
+    "tombstone",
+)
+"""Nothing in these is ever changed; only the note of a judgment, skip, flag or ruling may be emptied (`annotation.erasure`)."""
+
+DEFAULT_PROJECT_ID = 1
+"""Always there; a team that never names a project never sees it."""
+
+project = Table(
+    "project",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(80), nullable=False, unique=True),
+    Column("guideline_version", String(40)),
+    Column("retention_days", Integer),
+    Column("created_ms", BigInteger, nullable=False),
+    CheckConstraint("retention_days is null or retention_days >= 1", name="retention_days"),
+)
 
 account = Table(
     "account",
@@ -48,7 +74,53 @@ account = Table(
     Column("simulated", Boolean, nullable=False),
     Column("expert", Boolean, nullable=False, server_default=false()),
     Column("created_ms", BigInteger, nullable=False),
-    CheckConstraint("role in ('annotator', 'admin')", name="role"),
+    CheckConstraint("role in ('annotator', 'reviewer', 'admin')", name="role"),
+)
+
+identity = Table(
+    "identity",
+    metadata,
+    Column("issuer", String(300), primary_key=True),
+    Column("subject", String(300), primary_key=True),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+api_token = Table(
+    "api_token",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("token_hash", String(64), nullable=False, unique=True),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("label", String(80), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger),
+    Column("revoked_ms", BigInteger),
+)
+
+sign_in_failure = Table(
+    "sign_in_failure",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("key_hash", String(64), nullable=False),
+    Column("failed_ms", BigInteger, nullable=False),
+    Index(None, "key_hash", "failed_ms"),
+)
+
+sign_in_link = Table(
+    "sign_in_link",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+)
+
+site_secret = Table(
+    "site_secret",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("value", String(100), nullable=False),
 )
 
 session = Table(
@@ -76,7 +148,6 @@ clip = Table(
     Column("id", Integer, primary_key=True),
     Column("sha256", String(64), nullable=False, unique=True),
     Column("prompt_id", ForeignKey("prompt.prompt_id"), nullable=False),
-    Column("project", String(80), nullable=False),
     Column("task_kind", String(8), nullable=False),
     Column("model", String(200), nullable=False),
     Column("stage", String(200), nullable=False),
@@ -90,15 +161,91 @@ clip = Table(
     Column("first_frame_sha256", String(64)),
     Column("first_frame_key", String(200)),
     Column("created_ms", BigInteger, nullable=False),
+    Column("purged_ms", BigInteger),
     CheckConstraint("task_kind in ('t2v', 'i2v')", name="task_kind"),
+)
+
+project_clip = Table(
+    "project_clip",
+    metadata,
+    Column("project_id", ForeignKey("project.id"), primary_key=True),
+    Column("clip_id", ForeignKey("clip.id"), primary_key=True),
+    Column("created_ms", BigInteger, nullable=False),
+    Index(None, "clip_id"),
+)
+
+project_prompt = Table(
+    "project_prompt",
+    metadata,
+    Column("project_id", ForeignKey("project.id"), primary_key=True),
+    Column("prompt_id", ForeignKey("prompt.prompt_id"), primary_key=True),
+    Column("category", String(40)),
+    Column("status", String(12), nullable=False),
+    Column("reason", String(80)),
+    Column("weight", Float, nullable=False),
+    Column("source", String(200), nullable=False),
+    Column("uses", Integer, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    CheckConstraint("status in ('active', 'held')", name="status"),
+    Index(None, "prompt_id"),
+)
+
+project_member = Table(
+    "project_member",
+    metadata,
+    Column("project_id", ForeignKey("project.id"), primary_key=True),
+    Column("account_id", ForeignKey("account.id"), primary_key=True),
+    Column("role", String(20), nullable=False),
+    CheckConstraint("role in ('annotator', 'reviewer', 'admin')", name="role"),
+    Index(None, "account_id"),
+)
+
+event = Table(
+    "event",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("actor", String(80), nullable=False),
+    Column("action", String(40), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("prev_hash", String(64), nullable=False, unique=True),
+    Column("hash", String(64), nullable=False, unique=True),
+)
+
+export_snapshot = Table(
+    "export_snapshot",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(80), nullable=False, unique=True),
+    Column("project_id", ForeignKey("project.id")),
+    Column("query", Text, nullable=False),
+    Column("max_judgment_id", Integer, nullable=False),
+    Column("num_rows", Text, nullable=False),
+    Column("manifest_sha256", String(64), nullable=False),
+    Column("folder", String(400), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+tombstone = Table(
+    "tombstone",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String(12), nullable=False),
+    Column("subject", String(80), nullable=False),
+    Column("reason", String(200), nullable=False),
+    Column("withdrawn", Boolean, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    CheckConstraint("kind in ('user', 'clip', 'note')", name="kind"),
+    Index(None, "kind", "subject"),
 )
 
 task = Table(
     "task",
     metadata,
     Column("id", Integer, primary_key=True),
+    Column("project_id", ForeignKey("project.id"), nullable=False),
     Column("prompt_id", ForeignKey("prompt.prompt_id"), nullable=False),
-    Column("project", String(80), nullable=False),
     Column("task_kind", String(8), nullable=False),
     Column("kind", String(12), nullable=False, server_default="best_worst"),
     Column("purpose", String(12), nullable=False, server_default="work"),
@@ -120,8 +267,8 @@ task = Table(
     CheckConstraint("purpose in ('work', 'gold', 'practice', 'exam')", name="purpose"),
     CheckConstraint("num_judgments <= need_n", name="overlap"),
     CheckConstraint("need_n >= 1", name="need_n"),
-    Index(None, "state", "priority", "id"),
-    Index(None, "purpose", "state"),
+    Index(None, "purpose"),
+    Index("ix_task_queue", "state", desc("priority"), "id"),
 )
 
 task_clip = Table(
@@ -168,6 +315,14 @@ lease = Table(
     Column("presentation_id", ForeignKey("presentation.id"), nullable=False),
     Column("expires_ms", BigInteger, nullable=False),
     Index(None, "account_id"),
+)
+
+draft = Table(
+    "draft",
+    metadata,
+    Column("presentation_id", ForeignKey("presentation.id"), primary_key=True),
+    Column("body", Text, nullable=False),
+    Column("saved_ms", BigInteger, nullable=False),
 )
 
 judgment = Table(
@@ -279,4 +434,44 @@ guideline = Table(  # every version of the question texts that was ever shown
     Column("version", String(40), primary_key=True),
     Column("questions", JSON, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
+)
+
+label_studio_task = Table(
+    "label_studio_task",
+    metadata,
+    Column("uid", String(40), primary_key=True),
+    Column("server", String(200), nullable=False),
+    Column("project", Integer, nullable=False),
+    Column("task_id", ForeignKey("task.id"), nullable=False),
+    Column("their_id", Integer),
+    Column("clip_order", JSON, nullable=False),
+    Column("dimension_order", JSON, nullable=False),
+    Column("guideline_version", String(40), nullable=False),
+    Column("pushed_ms", BigInteger, nullable=False),
+    UniqueConstraint("server", "project", "task_id"),
+)
+
+label_studio_annotation = Table(
+    "label_studio_annotation",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("uid", ForeignKey("label_studio_task.uid"), nullable=False),
+    Column("their_id", Integer, nullable=False),
+    Column("updated_at", String(40), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("judgment_id", ForeignKey("judgment.id")),
+    Column("body", JSON, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False),
+    CheckConstraint("state in ('stored', 'refused', 'surplus', 'deleted')", name="state"),
+    UniqueConstraint("uid", "their_id", "updated_at", "state"),
+)
+
+webhook_event = Table(
+    "webhook_event",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("received_ms", BigInteger, nullable=False),
+    Column("handled_ms", BigInteger),
 )

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from annotation.presentation import (
     copy_task,
     store_picture,
 )
+from annotation.prompts.near import ClusterIndex
 from annotation.records import (
     KINDS,
     MAX_CLIPS,
@@ -40,14 +40,13 @@ from annotation.records import (
     PromptRecord,
     Question,
     load_guideline,
-    normalise_prompt,
 )
+from annotation.storage import Files
 from reelhf.errors import UserError
 from reelhf.hashing import sha256_file
 
-NEAR_DUPLICATE_JACCARD = 0.9
 MAX_COPY_THREADS = 8
-ROLES = ("annotator", "admin")
+ROLES = ("annotator", "reviewer", "admin")
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,10 @@ class Account:
 class Store:
     """Opens (and creates, and upgrades) a project. Safe to share among threads."""
 
-    def __init__(self, database: Database, media: Path, now: Callable[[], float]):
+    def __init__(self, database: Database, files: Files, now: Callable[[], float]):
         self.database = database
-        self.media = media
+        self.files = files
+        self.media = files.folder
         self._now = now
         self.guideline: Guideline = load_guideline()
 
@@ -104,7 +104,7 @@ class Store:
             database = open_sqlite(file, busy_seconds=busy_seconds)
         else:
             database = open_postgres(place.database, busy_seconds=busy_seconds)
-        store = cls(database, media, now)
+        store = cls(database, Files(media, place.media), now)
         try:
             database.upgrade(copy_beside=file)
             store.remember_guideline()
@@ -249,6 +249,23 @@ class Store:
             row = connection.execute(select(t.account).where(t.account.c.name == name)).first()
         return _account(row) if row else None
 
+    def users(self) -> list[Account]:
+        """Every account, in the order they were made."""
+        with self.read() as connection:
+            rows = connection.execute(select(t.account).order_by(t.account.c.id))
+            return [_account(row) for row in rows]
+
+    def set_role(self, name: str, role: str) -> None:
+        """Gives an account another role, from the next request on."""
+        if role not in ROLES:
+            raise UserError(f"role is {role!r}; expected one of {', '.join(ROLES)}")
+        with self.write() as connection:
+            changed = connection.execute(
+                t.account.update().where(t.account.c.name == name).values(role=role)
+            )
+        if changed.rowcount == 0:
+            raise UserError(f"there is no user named {name!r}")
+
     def check_password(self, name: str, password: str) -> Account | None:
         """The account, or None. Takes as long for an unknown name as for a wrong password."""
         from argon2 import PasswordHasher
@@ -268,32 +285,103 @@ class Store:
 
     # --- prompts, clips, tasks ---
 
-    def _add_prompts(self, connection: Connection, records: Sequence[PromptRecord]) -> list[str]:
-        """Adds prompts that are not there yet and returns the prompt id of each. Near-duplicates share a cluster."""
-        rows = connection.execute(select(t.prompt.c.prompt_id, t.prompt.c.text, t.prompt.c.cluster))
-        leaders: dict[str, frozenset[str]] = {}
-        known = set()
-        for row in rows:
-            known.add(row.prompt_id)
-            if row.cluster == row.prompt_id:
-                leaders[row.cluster] = _shingles(row.text)
-        for record in records:
-            if record.prompt_id in known:
-                continue
-            known.add(record.prompt_id)
-            cluster = _nearest_cluster(record.text, leaders) or record.prompt_id
+    def project_id(self, connection: Connection, name: str) -> int:
+        """The id of a project, which is made if it is new."""
+        if not name.strip() or len(name) > 80:
+            raise UserError("a project's name has 1 to 80 characters")
+        found = connection.execute(select(t.project.c.id).where(t.project.c.name == name)).scalar()
+        if found is None:
+            values = {"name": name, "created_ms": self.now_ms()}
+            key = connection.execute(insert(t.project).values(values)).inserted_primary_key
+            assert key is not None
+            found = key[0]
+        return int(found)
+
+    def add_prompts(
+        self,
+        connection: Connection,
+        project_id: int,
+        records: Sequence[PromptRecord],
+        *,
+        pool: Sequence[Mapping[str, Any]] | None = None,
+        source: str = "clips",
+    ) -> list[str]:
+        """Adds prompts that are not there yet, to the store and to a project's pool, and returns the prompt id of each.
+
+        Near-duplicates share a cluster, the unit of the split; the cluster of a prompt that is there never changes.
+
+        Args:
+            pool: of each record, what the project's pool says of it beside the defaults (`project_prompt`).
+            source: where they come from.
+        """
+        unseen = {record.prompt_id: record for record in reversed(records)}
+        known = self._known(connection, t.prompt.c.prompt_id, list(unseen))
+        fresh = [unseen[name] for name in reversed(unseen) if name not in known]
+        index = self._cluster_index(connection) if fresh else ClusterIndex()
+        rows = []
+        for record in fresh:
+            cluster = index.nearest(record.text) or record.prompt_id
             if cluster == record.prompt_id:
-                leaders[cluster] = _shingles(record.text)
-            connection.execute(
-                insert(t.prompt).values(
-                    prompt_id=record.prompt_id,
-                    text=record.text,
-                    language=record.language,
-                    cluster=cluster,
-                    created_ms=self.now_ms(),
-                )
+                index.add(cluster, record.text)
+            rows.append(
+                {
+                    "prompt_id": record.prompt_id,
+                    "text": record.text,
+                    "language": record.language,
+                    "cluster": cluster,
+                    "created_ms": self.now_ms(),
+                }
             )
+        if rows:
+            connection.execute(insert(t.prompt), rows)
+        here = t.project_prompt.c.project_id == project_id
+        pooled = self._known(connection, t.project_prompt.c.prompt_id, list(unseen), here)
+        entries = {
+            record.prompt_id: {
+                "project_id": project_id,
+                "prompt_id": record.prompt_id,
+                "category": None,
+                "status": "active",
+                "reason": None,
+                "weight": 1.0,
+                "source": source,
+                "uses": 1,
+                "created_ms": self.now_ms(),
+                **(pool[place] if pool else {}),
+            }
+            for place, record in reversed(list(enumerate(records)))
+            if record.prompt_id not in pooled
+        }
+        if entries:
+            connection.execute(insert(t.project_prompt), list(entries.values()))
         return [record.prompt_id for record in records]
+
+    @staticmethod
+    def _known(
+        connection: Connection,
+        column: sa.Column[Any],
+        values: Sequence[Any],
+        *where: sa.ColumnElement[bool],
+    ) -> set[Any]:
+        """Those of the values that the column already holds."""
+        return {
+            value
+            for part in _chunks(values, 500)
+            for value in connection.execute(
+                select(column).where(column.in_(part), *where)
+            ).scalars()
+        }
+
+    @staticmethod
+    def _cluster_index(connection: Connection) -> ClusterIndex:
+        """The leaders of all clusters, oldest first."""
+        leads = t.prompt.c.cluster == t.prompt.c.prompt_id
+        oldest_first = (t.prompt.c.created_ms, t.prompt.c.prompt_id)
+        query = select(t.prompt.c.cluster, t.prompt.c.text).where(leads).order_by(*oldest_first)
+        index = ClusterIndex()
+        for row in connection.execute(query):
+            index.add(row.cluster, row.text)
+        return index
 
     def add_clips(
         self, clips: Iterable[ClipRecord], *, project: str = "default", label: str | None = None
@@ -303,6 +391,7 @@ class Store:
         A clip whose bytes are already there keeps its first record. Prompts are added as needed.
 
         Args:
+            project: the project they belong to, made if new; the same bytes may belong to several.
             label: shows progress under this name.
         Raises: UserError naming a file that is missing, damaged or no video.
         """
@@ -321,14 +410,15 @@ class Store:
             sha256 = sha256_file(record.path)
             key = f"clips/{sha256}{record.path.suffix.lower()}"
             _copy(record.path, self.media / key)
+            self.files.share([key])
             picture_key = picture_sha = None
             if record.first_frame is not None:
                 picture, picture_sha = store_picture(record.first_frame, self.media / "pictures")
                 picture_key = f"pictures/{picture.name}"
+                self.files.share([picture_key])
             values.append(
                 {
                     "sha256": sha256,
-                    "project": project,
                     "task_kind": record.task_kind,
                     "model": record.model,
                     "stage": record.stage,
@@ -345,8 +435,11 @@ class Store:
                 }
             )
         with self.write() as connection:
-            ids = self._add_prompts(
-                connection, [PromptRecord(record.prompt, record.language) for record in records]
+            project_id = self.project_id(connection, project)
+            ids = self.add_prompts(
+                connection,
+                project_id,
+                [PromptRecord(record.prompt, record.language) for record in records],
             )
             known = dict(connection.execute(select(t.clip.c.sha256, t.clip.c.id)).tuples().all())
             for row, prompt_id in zip(values, ids, strict=True):
@@ -354,7 +447,23 @@ class Store:
                     result = connection.execute(insert(t.clip).values(prompt_id=prompt_id, **row))
                     assert result.inserted_primary_key is not None
                     known[row["sha256"]] = result.inserted_primary_key[0]
-        return [known[row["sha256"]] for row in values]
+            clip_ids = [known[row["sha256"]] for row in values]
+            self._share_clips(connection, project_id, clip_ids)
+        return clip_ids
+
+    def _share_clips(
+        self, connection: Connection, project_id: int, clip_ids: Sequence[int]
+    ) -> None:
+        """Makes clips part of a project; their bytes stay where they are."""
+        here = t.project_clip.c.project_id == project_id
+        there = self._known(connection, t.project_clip.c.clip_id, sorted(set(clip_ids)), here)
+        rows = [
+            {"project_id": project_id, "clip_id": clip_id, "created_ms": self.now_ms()}
+            for clip_id in dict.fromkeys(clip_ids)
+            if clip_id not in there
+        ]
+        if rows:
+            connection.execute(insert(t.project_clip), rows)
 
     def create_tasks(
         self,
@@ -364,6 +473,7 @@ class Store:
         round_number: int = 0,
         priority: int = 0,
         prompt_ids: Sequence[str] | None = None,
+        project: str | None = None,
         presentation: PresentationConfig | None = None,
         kind: str = "best_worst",
         purpose: str = "work",
@@ -380,6 +490,7 @@ class Store:
             kind: what is asked: `best_worst`, `gsb` (pairs) or `score`.
             purpose: `work`, or why the answer is known: `gold`, `practice`, `exam`.
             answers: the known ones of each task, by the place of a clip in its group (`annotation.known`).
+            project: the project of the tasks; by default the first that each group's first clip came in with.
             label: shows progress under this name.
         Raises: UserError if a group has too few or too many clips for its kind, names one twice, or mixes t2v with i2v, or if
         known answers are missing or do not fit.
@@ -422,15 +533,20 @@ class Store:
             for index, clips in enumerate(items):
                 measured = [
                     Measured(
-                        self.media / c.storage_key, c.sha256, c.num_frames, c.fps, c.width, c.height
+                        self.files.local(c.storage_key),
+                        c.sha256,
+                        c.num_frames,
+                        c.fps,
+                        c.width,
+                        c.height,
                     )
                     for c in clips
                 ]
                 plan, copies = copy_task(measured, shown_folder, presentation, pool)
+                self.files.share(f"shown/{copy.name}" for copy in copies)
                 pictures = [c.first_frame_key for c in clips if c.first_frame_key]
                 values = {
                     "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,
-                    "project": clips[0].project,
                     "task_kind": clips[0].task_kind,
                     "kind": kind,
                     "purpose": purpose,
@@ -449,8 +565,12 @@ class Store:
                 planned.append((values, clips, copies))
         ids = []
         with self.write() as connection:
+            named = None if project is None else self.project_id(connection, project)
+            owners = self._owners(connection, [clips[0].id for _, clips, _ in planned])
             for values, clips, copies in planned:
-                result = connection.execute(insert(t.task).values(values))
+                owner = owners[clips[0].id] if named is None else named
+                self._share_clips(connection, owner, [clip.id for clip in clips])
+                result = connection.execute(insert(t.task).values(project_id=owner, **values))
                 assert result.inserted_primary_key is not None
                 ids.append(result.inserted_primary_key[0])
                 connection.execute(
@@ -477,6 +597,21 @@ class Store:
             return known_answers(raw, [clip.id for clip in clips], dimensions)
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"task {index}: {error}") from error
+
+    @staticmethod
+    def _owners(connection: Connection, clip_ids: Sequence[int]) -> dict[int, int]:
+        """The first project of each clip."""
+        member = t.project_clip.c
+        first = sa.func.min(member.project_id)
+        return {
+            clip_id: project_id
+            for part in _chunks(sorted(set(clip_ids)), 500)
+            for clip_id, project_id in connection.execute(
+                select(member.clip_id, first)
+                .where(member.clip_id.in_(part))
+                .group_by(member.clip_id)
+            )
+        }
 
     def clips_without_task(self, k: int) -> list[list[int]]:
         """Clips that no task shows yet, in groups of up to `k` (at least 2) of one prompt and task kind."""
@@ -600,21 +735,3 @@ def _copy(source: Path, target: Path) -> None:
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _shingles(text: str) -> frozenset[str]:
-    """Words and word pairs; single characters where a text has no spaces (Chinese)."""
-    normalised = normalise_prompt(text)
-    words = normalised.split()
-    if any("\u4e00" <= character <= "\u9fff" for character in normalised):
-        words = [character for character in normalised if not character.isspace()]
-    return frozenset(words) | {f"{a} {b}" for a, b in pairwise(words)}
-
-
-def _nearest_cluster(text: str, leaders: dict[str, frozenset[str]]) -> str | None:
-    """The first cluster whose leader is a near-duplicate. Only leaders are compared, so clusters never chain."""
-    shingles = _shingles(text)
-    for cluster, other in leaders.items():
-        if len(shingles & other) >= NEAR_DUPLICATE_JACCARD * len(shingles | other):
-            return cluster
-    return None

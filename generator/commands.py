@@ -222,6 +222,10 @@ def sample(
     guidance_rescale: Annotated[
         float | None, typer.Option(help="0 to 1: guidance without overexposure")
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="sdpa, or packed: no padding of prompts, shots and windows"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     decode_chunk: DecodeChunk = None,
     tile: TileSize = None,
@@ -249,6 +253,9 @@ def sample(
     backbone = _configured(loaded, (frames, height, width), steps, guidance)
     _check_shots(texts, backbone)
     enlarged_by = None if refiner is None else _load(refiner, "refiner")
+    for each in (backbone, enlarged_by):
+        if attention is not None and each is not None:
+            _attend(each, attention)
     if enlarged_by is not None:
         check_cascade(backbone, enlarged_by)
     asked = {"kind": solver, "guidance_rescale": guidance_rescale}
@@ -427,6 +434,16 @@ def _load(folder: Path, role: str) -> DiTGenerator | DiffusersBackbone:
     if backbone.role != role:
         raise UserError(f"{folder} is a {backbone.role} generator; this command needs a {role}")
     return backbone.to(device())
+
+
+def _attend(backbone: DiTGenerator | DiffusersBackbone, attention: str) -> None:
+    from generator.checkpoint import DiTGenerator
+    from generator.dit import DiTConfig
+    from reelhf.config import load_config
+
+    if not isinstance(backbone, DiTGenerator):
+        raise UserError("--attention is for generators of ours, not a diffusers model")
+    backbone.denoiser.run_as(load_config(DiTConfig, None, [f"attention={attention}"]))
 
 
 def _configured(

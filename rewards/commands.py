@@ -34,6 +34,18 @@ config_command(
 )
 
 
+@app.command("merge")
+def merge(
+    reward: Annotated[Path, typer.Argument(help="one reward trained with `lora`")],
+    out: Annotated[Path, typer.Option(help="where the self-contained reward goes")],
+) -> None:
+    """Add a reward's low-rank deltas to its backbone: the same scores from one folder that needs no other."""
+    from rewards.lora import merge_reward
+
+    typer.echo(f"written to {merge_reward(reward, out)}")
+    typer.echo("next: reelhf rewards eval on the folder that holds it")
+
+
 @app.command("eval")
 def evaluate(
     rewards: Annotated[Path, typer.Argument(help="folder written by `rewards train`")],

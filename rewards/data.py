@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,28 @@ class Vote:
     weight: float
     explicit: bool
     same_stage: bool
+    annotator: str = ""
+    agreement: float | None = None
+    """Share of the other annotators who said the same of this pair; None where nobody else judged it."""
+    judgment: str = ""
+    """The judgment it was derived from."""
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A free choice of the best and the worst of all clips of a task, in one dimension."""
+
+    best: int
+    worst: int
+    """Indices into the task's clips."""
+    shown: tuple[int, ...]
+    """The clips that were to choose from."""
+    dimension: str
+    judgment: str
+    annotator: str = ""
+    weight: float = 1.0
+    agreement: float | None = None
+    """That of the pair best against worst."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,7 @@ class RewardTask:
     clips: tuple[str, ...]
     """sha256 of each."""
     votes: tuple[Vote, ...]
+    picks: tuple[Pick, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,8 +109,12 @@ def load_tasks(
                 float(row["weight"]),
                 row["kind"] == "explicit",
                 bool(row["same_stage"]),
+                row["annotator"],
+                row.get("agreement"),
+                row["judgment_ids"][0] if row["judgment_ids"] else "",
             )
         )
+    judgments = {row["judgment_id"]: row for row in data.judgments}
     return [
         RewardTask(
             task_id,
@@ -96,9 +123,35 @@ def load_tasks(
             task["row"]["split"],
             tuple(task["clips"]),
             tuple(task["votes"]),
+            tuple(_picks(task["votes"], task["clips"], judgments)),
         )
         for task_id, task in tasks.items()
     ]
+
+
+def _picks(
+    votes: Sequence[Vote], clips: Mapping[str, int], judgments: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Pick]:
+    """The free best-and-worst picks behind the votes of a task."""
+    for vote in votes:
+        row = judgments.get(vote.judgment)
+        if not vote.explicit or row is None or row["kind"] != "best_worst":
+            continue
+        if row["best"] is None or row["constrained"]:
+            continue  # a tie, or a pick after a veto: the other clips were not free to be chosen
+        shown = tuple(clips.get(sha, -1) for sha in row["candidates"])
+        if -1 in shown:
+            continue  # implied pairs were left out of the export: the other clips are not known here
+        yield Pick(
+            shown[row["best"]],
+            shown[row["worst"]],
+            shown,
+            vote.dimension,
+            vote.judgment,
+            vote.annotator,
+            vote.weight,
+            vote.agreement,
+        )
 
 
 def load_clips(data: PreferenceData, tasks: Sequence[RewardTask]) -> dict[str, Clip]:

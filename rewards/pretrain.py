@@ -136,7 +136,7 @@ def build_models(config: PretrainConfig, captions: Sequence[str]) -> dict[str, R
         load_tokenizer(named, dimensions=dimensions) if named is not None else trained,
     )
     motion = MotionReward(config.motion, trained)
-    for model in (foundational, motion):
+    for model in (foundational, motion) if config.foundational.reads == "all" else (motion,):
         model.words.count(model.encode_prompts(captions))
     return {
         "foundational": foundational,

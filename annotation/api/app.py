@@ -5,16 +5,16 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from annotation.api import media, sign_in, work
+from annotation.api import admin, media, oidc, sign_in, work
 from annotation.api.errors import ERROR_ANSWERS
 from annotation.api.gate import Gate
 from annotation.api.site import Site
 from annotation.config import AnnotateConfig
 from annotation.store import Store
 
-ROUTERS = (sign_in.router, work.router, media.router)
+ROUTERS = (sign_in.router, oidc.router, work.router, admin.router, media.router)
 OWN_PATHS = frozenset(
-    route.path for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)
+    route.path_regex for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)
 )
 
 
@@ -43,7 +43,14 @@ def create_app(store: Store, config: AnnotateConfig | None = None, *, page: bool
         mount(app, site.config)
     else:
         app.add_api_route("/", no_page)
-    app.add_middleware(Gate, sessions=site.sessions, own_paths=OWN_PATHS)
+    app.add_middleware(
+        Gate,
+        sessions=site.sessions,
+        tokens=site.tokens,
+        own_paths=OWN_PATHS,
+        root_path=site.config.root_path,
+        https=site.config.secure_cookie,
+    )
     return app
 
 

@@ -1,4 +1,4 @@
-"""Files that leave the server: clips behind tokens that say nothing of their model, and the page's own script and styles."""
+"""Files that leave the server: clips behind signed links that say nothing of their model, and the page's own script and styles."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse, Response
 
 from annotation import claims
+from annotation.api.signing import Expired, Forged
 from annotation.api.site import SignedIn, TheSite
 
 STATIC = Path(__file__).parent.parent / "static"
@@ -17,11 +18,29 @@ router = APIRouter()
 
 
 @router.get("/media/{token}")
-def media(token: str, site: TheSite, account: SignedIn) -> Response:
-    key = claims.media_key(site.store, account, token)
+def media(
+    token: str, site: TheSite, account: SignedIn, until: str = "", signature: str = ""
+) -> Response:
+    """A clip: to whom it was shown, by a link that has not expired."""
+    try:
+        site.signer.check(f"/media/{token}", until, signature)
+    except Forged as error:
+        raise HTTPException(404, "no such clip") from error
+    except Expired as error:
+        raise HTTPException(410, "this link has expired; load the page again") from error
+    return send_file(site, claims.media_key(site.store, account, token))
+
+
+def send_file(site: TheSite, key: str, **headers: str) -> Response:
+    """A stored file, whole or the range that was asked for."""
     kind = "image/png" if key.endswith(".png") else "video/mp4"
-    headers = {"Cache-Control": "private, max-age=3600", "Content-Disposition": "inline"}
-    return FileResponse(site.store.media / key, media_type=kind, headers=headers)
+    headers = {"Cache-Control": "private, max-age=3600", "Content-Disposition": "inline", **headers}
+    try:
+        path = site.store.files.local(key)
+    except (FileNotFoundError, ValueError) as error:
+        detail = "the file of this clip is gone; tell whoever runs the server"
+        raise HTTPException(404, detail) from error
+    return FileResponse(path, media_type=kind, headers=headers)
 
 
 @router.get("/annotate/{name}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 
-from annotation import claims, flags
-from annotation.api.site import JsonBody, SignedIn, TheSite
+from annotation import claims, drafts, flags
+from annotation.api.site import JsonBody, SignedIn, Site, TheSite
+from annotation.records import TaskView
 from annotation.refusals import NotFound, Refused
 from annotation.verdicts import parse_verdict
 
@@ -22,7 +23,7 @@ def me(request: Request, site: TheSite, account: SignedIn) -> dict[str, Any]:
         "id": account.pseudonym,
         "name": account.name,
         "role": account.role,
-        "csrf": request.state.session[1],
+        "csrf": request.state.visitor.csrf,
         "skip_reasons": claims.SKIP_REASONS,
         "flags": claims.FLAG_KINDS,
         "must_watch": site.config.must_watch,
@@ -44,8 +45,18 @@ def claim(site: TheSite, account: SignedIn) -> dict[str, Any]:
         site.store, account, lease_seconds=config.lease_seconds, routing=config.routing
     )
     if view is not None:
-        return {"task": view.to_json(), "reason": None}
+        return {"task": _signed(site, view).to_json(), "reason": None}
     return {"task": None, "reason": claims.reason_for_nothing(site.store, account, config.routing)}
+
+
+def _signed(site: Site, view: TaskView) -> TaskView:
+    """The task with links that its annotator's browser may follow for some hours."""
+    frame = view.first_frame_url
+    return replace(
+        view,
+        clips=tuple(replace(clip, url=site.media_url(clip.url)) for clip in view.clips),
+        first_frame_url=frame and site.media_url(frame),
+    )
 
 
 @router.post("/api/submit")
@@ -75,7 +86,7 @@ def back(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
     )
     if found is None:
         return {"reopened": None}
-    raw_task, raw_verdict = found.task.to_json(), found.verdict.to_json()
+    raw_task, raw_verdict = _signed(site, found.task).to_json(), found.verdict.to_json()
     told = {"judgment_id": found.judgment_id, "root": found.root}
     return {"reopened": {**told, "task": raw_task, "verdict": raw_verdict}}
 
@@ -119,6 +130,17 @@ def heartbeat(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]
         lease_seconds=site.config.lease_seconds,
     )
     return {"leased": alive}
+
+
+@router.post("/api/draft")
+def save_draft(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+    presentation, body = str(raw.get("presentation", "")), str(raw.get("draft") or "")
+    return {"saved_ms": drafts.save_draft(site.store, account, presentation, body)}
+
+
+@router.get("/api/draft")
+def load_draft(presentation: str, site: TheSite, account: SignedIn) -> dict[str, Any]:
+    return {"draft": drafts.load_draft(site.store, account, presentation)}
 
 
 def whole(raw: Mapping[str, Any], name: str) -> int | None:

@@ -12,6 +12,9 @@
   const RETRY_MS = 3000;
   const SLIDER = new Set(["radio", "range", "checkbox"]);
 
+  const SCRIPT = "/annotate/annotate.js";
+  const ROOT = (document.querySelector(`script[src$="${SCRIPT}"]`)?.getAttribute("src") || SCRIPT).slice(0, -SCRIPT.length);
+
   let me = null;
   let words = {};
   let language = "en";
@@ -47,9 +50,9 @@
       headers: { "Content-Type": "application/json", "X-CSRF-Token": me.csrf },
       body: JSON.stringify(sent),
     };
-    const answer = await fetch(path, { ...options, credentials: "same-origin" });
+    const answer = await fetch(ROOT + path, { ...options, credentials: "same-origin" });
     if (answer.status === 401) {
-      window.location.assign("/login");
+      window.location.assign(`${ROOT}/login`);
       return new Promise(() => {}); // the page is going away
     }
     const data = await answer.json().catch(() => ({ detail: `HTTP ${answer.status}` }));
@@ -667,7 +670,7 @@
   async function signOut() {
     drafts.clear();
     await call("/api/logout", {});
-    window.location.assign("/login");
+    window.location.assign(`${ROOT}/login`);
     return render();
   }
 

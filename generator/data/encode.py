@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from generator.data.buckets import Bucket, BucketConfig, source_frames
+from generator.data.buckets import Bucket, BucketConfig, Placement, source_frames
 from generator.data.manifest import ManifestClip, caption_counts, place_clip
 from generator.data.store import LatentStore, Skipped, Window
+from generator.prompt_cache import write_tensors
+from generator.shots import parse_shots, prompt_shots
 from reelhf.clips import resize_frames
 from reelhf.engine import barrier, device, is_main, rank, world_size
 from reelhf.errors import UserError
@@ -108,6 +110,9 @@ def cut_clip(
     where = place_clip(clip, info, buckets)
     if where.bucket is None:
         return [], Skipped(clip.name, where.reason or "")
+    unfit = _shots_that_do_not_fit(clip, where, buckets)
+    if unfit is not None:
+        return [], Skipped(clip.name, unfit)
     first, _ = clip.frame_range(info.frames, info.fps)
     bucket = where.bucket
     source = sha256_file(clip.path)
@@ -129,6 +134,21 @@ def cut_clip(
         )
         cuts.append(Cut(window, clip, frames))
     return cuts, None
+
+
+def _shots_that_do_not_fit(
+    clip: ManifestClip, where: Placement, buckets: BucketConfig
+) -> str | None:
+    """Why captions of several shots do not tell of this clip's windows; None if they do, or are of one."""
+    assert where.bucket is not None
+    try:
+        several = [text for text in clip.captions.values() if len(parse_shots(text)) > 1]
+        if several and where.windows > 1:
+            return f"a caption of several shots, and the clip is cut into {where.windows} windows"
+        prompt_shots(several, where.bucket.num_frames, temporal_ratio=buckets.temporal_ratio)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def decode_cuts(cuts: Sequence[Cut]) -> Iterator[tuple[Cut, Tensor]]:
@@ -155,14 +175,12 @@ def decode_cuts(cuts: Sequence[Cut]) -> Iterator[tuple[Cut, Tensor]]:
 
 @torch.no_grad()
 def encode_captions(store: LatentStore, captions: Sequence[str], text: TextEncoder) -> None:
-    """Embeddings of the captions that have none yet."""
-    missing = [caption for caption in captions if not store.text_file(caption).is_file()]
+    """Embeddings of the captions that have none yet; of several shots, of each shot's."""
+    shots = sorted({shot for caption in captions for shot in parse_shots(caption).captions})
+    missing = [shot for shot in shots if not store.prompts.file(shot).is_file()]
     for start in range(0, len(missing), CAPTIONS_AT_ONCE):
         part = missing[start : start + CAPTIONS_AT_ONCE]
-        condition = text.encode(part).to("cpu")
-        for row, caption in enumerate(part):
-            length = int(condition.mask[row].sum())
-            store.write(store.text_file(caption), embeds=condition.embeds[row, :length].clone())
+        store.prompts.write(part, text.encode(part).to("cpu"))
 
 
 @torch.no_grad()
@@ -170,7 +188,7 @@ def _flush(store: LatentStore, vae: VideoVAE, ready: list[tuple[Cut, Tensor]]) -
     frames = torch.stack([pixels for _, pixels in ready]).to(device()).float() / 255
     latents = vae.encode(frames).float().cpu()
     for (cut, _), own in zip(ready, latents, strict=True):
-        store.write(store.latent_file(cut.window.key), latents=own.clone())
+        write_tensors(store.latent_file(cut.window.key), latents=own.clone())
 
 
 def _from_all(found: list) -> list:

@@ -20,7 +20,9 @@ from generator.data.buckets import Bucket
 from generator.data.manifest import CAPTION_KINDS, read_clips
 from generator.data.packing import RuntimeTable, load_table, samples_per_micro_batch, save_table
 from generator.data.store import LatentStore, Window
+from generator.dit import HOW_LAYERS_RUN
 from generator.plan.flops import LatentGrid, model_flops
+from generator.prompt_cache import encoder_key
 from generator.text import TextEncoder
 from generator.training.bucket_stream import BucketStream, image_groups
 from generator.training.denoiser import DenoiserTrainConfig, Stage, new_base, train_denoiser
@@ -68,10 +70,8 @@ def encode_stages(
 
 def open_store(folder: Path, vae: Path, text: Path, *, create: bool = False) -> LatentStore:
     """The store of these encoders. Raises: UserError if it is another's, or none."""
-    hashes = {
-        name: content_hash(weight_hashes(path)) for name, path in (("vae", vae), ("text", text))
-    }
-    return LatentStore(folder, **hashes, create=create)
+    of_vae = content_hash(weight_hashes(vae))
+    return LatentStore(folder, vae=of_vae, text=encoder_key(text), create=create)
 
 
 def train_stages(
@@ -104,8 +104,11 @@ def train_stages(
         backbone = going_on(config, init).to(device())
     else:
         backbone = new_base(config, VideoVAE.load(vae), TextEncoder.load(text)).to(device())
-        captions = sorted({window.captions["caption"] for window in windows[0]})[:FITTED_PROMPTS]
-        prompts = Condition.cat([store.condition(caption) for caption in captions]).to(device())
+        fitted = sorted({(w.captions["caption"], w.num_frames) for w in windows[0]})[
+            :FITTED_PROMPTS
+        ]
+        prompts = store.condition(*zip(*fitted, strict=True), backbone.spec.temporal_ratio)
+        prompts = prompts.to(device())
         backbone.denoiser.fit_pooled_text(prompts.embeds, prompts.mask, prompts.token_shots)
     table = runtime_table(config, backbone, windows, out)
     stages: list[Stage] = []
@@ -153,15 +156,18 @@ def split_windows(
         raise UserError(
             f"{what}: its {len(windows)} windows are all of one file; expected at least 2 files, so that one can validate"
         )
-    budget = min(num_validation, len(windows) // 4)
-    validation: list[Window] = []
-    held: set[str] = set()
-    for source in sorted(by_source, key=lambda source: content_hash("held out", source)):
-        if validation and len(validation) + len(by_source[source]) > budget:
-            continue
-        if not validation or len(validation) < budget:
-            validation += by_source[source]
-            held.add(source)
+    budget = max(1, min(num_validation, len(windows) // 4))
+    order = sorted(by_source, key=lambda source: content_hash("held out", source))
+    held: list[str] = []
+    for source in order:
+        if len(by_source[source]) <= budget:
+            held.append(source)
+            budget -= len(by_source[source])
+    if (
+        not held
+    ):  # every file alone is more than that: the smallest, so that most is left to train on
+        held = [min(order, key=lambda source: len(by_source[source]))]
+    validation = [window for source in held for window in by_source[source]]
     training = [window for window in windows if window.source not in held]
     return validation, training
 
@@ -195,9 +201,11 @@ def make_stage(
         number=number,
         first_position=first_position,
         name=stage.name,
+        ratio=backbone.spec.temporal_ratio,
         sharing=config.sequence_parallel,
     )
-    sets = validation_sets(store, validation[: config.num_validation], sizes)
+    ratio = backbone.spec.temporal_ratio
+    sets = validation_sets(store, validation[: config.num_validation], sizes, ratio)
     frames, height, width = sets[0].latents.shape[2:]
     spec = backbone.spec
     shape = (
@@ -236,7 +244,7 @@ def costed_buckets(windows: Sequence[Window]) -> set[Bucket]:
 
 
 def validation_sets(
-    store: LatentStore, windows: Sequence[Window], sizes: dict[Bucket, int]
+    store: LatentStore, windows: Sequence[Window], sizes: dict[Bucket, int], ratio: int
 ) -> list[LatentSet]:
     """In memory, one set per bucket, cut to what a forward pass takes."""
     sets = []
@@ -248,7 +256,7 @@ def validation_sets(
             sets.append(
                 LatentSet(
                     torch.stack([store.latents(window) for window in part]),
-                    Condition.cat([store.condition(caption) for caption in captions]),
+                    store.condition(captions, [bucket.num_frames] * len(captions), ratio),
                     captions,
                 )
             )
@@ -277,13 +285,14 @@ def going_on(config: DenoiserTrainConfig, init: Path) -> DiTGenerator:
     own = parent.denoiser.config
     different = [
         f"{key} is {getattr(config.architecture, key)} in the config, {getattr(own, key)} there"
-        for key in sorted(config.architecture.model_fields_set - {"checkpointing", "compile"})
+        for key in sorted(config.architecture.model_fields_set - HOW_LAYERS_RUN)
         if getattr(config.architecture, key) != getattr(own, key)
     ]
     if different:
         raise UserError(
             f"--init {init} has another architecture: {'; '.join(different)}; leave architecture out, or train without --init"
         )
+    parent.denoiser.run_as(config.architecture)
     return replace(parent, sampler=config.sampler, frame_shape=config.frame_shape, fps=config.fps)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from annotation import claims, schema
-from annotation.export import export_preferences
+from annotation.export import ExportQuery, export_preferences
 from annotation.history import veto_rates
 from annotation.records import Choice, Verdict, read_preferences
 from annotation.rules import check_answers, settle
@@ -19,7 +19,7 @@ DIMS = ("motion_quality", "aesthetic_quality")
 
 
 def exported(store: Store, out):
-    return read_preferences(export_preferences(store, out))
+    return read_preferences(export_preferences(store, out, ExportQuery(include_implied=True)))
 
 
 def test_a_pair_is_good_same_or_bad_and_exports_as_one_row_per_dimension(new_project, tmp_path):
@@ -51,11 +51,12 @@ def test_a_pair_is_good_same_or_bad_and_exports_as_one_row_per_dimension(new_pro
     assert wins[task.dimensions[1]]["admissible"]
 
 
-def test_scores_give_every_pair_and_the_best_and_worst_they_imply(new_project, tmp_path):
+def test_scores_give_every_pair_and_the_best_and_worst_they_imply(new_project, tmp_path, clock):
     store = new_project(tasks=0)
     store.create_tasks([[1, 2, 3, 4]], kind="score", presentation=SMALL)
     ann = Person(store, "ann0")
     task = ann.claim()
+    clock.seconds += 30
     given = {0: (5, 3, 3, 1), 1: (4, 4, 4, 4), 2: (5, 5, 2, 1)}
     answers = [
         Choice(name, scores=given[i]) if i in given else Choice(name, status="cannot_judge")

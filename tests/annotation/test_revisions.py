@@ -41,7 +41,7 @@ def test_the_last_answer_comes_back_as_it_was_shown_and_a_new_one_replaces_it(
     assert claims.progress(store, ann.account, wanted=None).judged == 1
     assert ann.claim() == held, "the task in hand is still theirs"
 
-    data = read_preferences(export_preferences(store, tmp_path / "out", include_implied=False))
+    data = read_preferences(export_preferences(store, tmp_path / "out"))
     assert {(j["best"], j["worst"], j["revision"]) for j in data.judgments} == {(2, 3, 1)}
     assert len(data.preferences) == 4
 

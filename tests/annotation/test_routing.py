@@ -8,7 +8,7 @@ import pytest
 
 from annotation import claims, schema
 from annotation.exams import ExamConfig, gold_answers
-from annotation.export import export_preferences
+from annotation.export import ExportQuery, export_preferences
 from annotation.known import grade
 from annotation.records import Choice, Verdict, read_preferences
 from annotation.routing import RoutingConfig
@@ -96,7 +96,7 @@ def test_a_retest_comes_later_in_a_new_showing_and_counts_once_in_preferences(
     assert all(tasks[j.task_id].num_judgments == 1 for j in again), "overlap is not touched"
     orders = {p.id: p for p in rows(store, schema.presentation)}
     assert all(orders[j.presentation_id].purpose == "retest" for j in again)
-    data = read_preferences(export_preferences(store, tmp_path / "out", include_implied=False))
+    data = read_preferences(export_preferences(store, tmp_path / "out"))
     work = [j for j in rows(store, schema.judgment) if j.purpose == "work"]
     assert len(data.preferences) == 4 * len(work)
 
@@ -199,9 +199,9 @@ def test_a_contradiction_goes_to_an_expert_who_sees_the_opinions_and_decides(new
     two.submit(found.task, found.verdict, revises=found.judgment_id)
     assert state_of(store, 1) == "done", "what was decided stays decided"
 
-    both = read_preferences(export_preferences(store, tmp_path / "a", include_implied=False))
+    both = read_preferences(export_preferences(store, tmp_path / "a"))
     only = read_preferences(
-        export_preferences(store, tmp_path / "b", include_implied=False, adjudicated_only=True)
+        export_preferences(store, tmp_path / "b", ExportQuery(adjudicated_only=True))
     )
     assert (len(both.preferences), len(only.preferences)) == (12, 4)
     assert {p["annotator"] for p in only.preferences} == {expert.account.pseudonym}

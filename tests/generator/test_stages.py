@@ -175,6 +175,9 @@ def test_whole_files_validate_and_one_file_is_too_few():
     kept_out = {w.source for w in validation} & {w.source for w in split_windows(more, 8, "x")[0]}
     assert kept_out  # the order of hashes is stable when clips are added
     assert len(split_windows(windows, 1, "x")[0]) == 4  # one whole file at least
+    long_one = [window(100 + i, SMALL, source="long") for i in range(60)]
+    kept_out, training = split_windows([*windows[:8], *long_one], 32, "x")
+    assert len(kept_out) == 8  # the two short files; the long one, first in line or not, stays
     with pytest.raises(UserError, match="stage x: its 4 windows are all of one file"):
         split_windows(windows[:4], 8, "stage x")
 

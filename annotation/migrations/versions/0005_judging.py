@@ -6,14 +6,19 @@ import sqlalchemy as sa
 from alembic import op
 from alembic.operations import BatchOperations
 
-from annotation.migrations.append_only import allow_changes, forbid_changes
+from annotation.migrations.append_only import (
+    allow_changes,
+    forbid_changes,
+    let_notes_be_emptied,
+)
 
-revision = "0002_judging"
-down_revision = "0001"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
 NEW_APPEND_ONLY = ("flag", "ruling", "exam")
+QUEUE = ["state", sa.text("priority DESC"), "id"]
 OLD_TASK_CHECKS = {
     "ck_task_state": "state in ('open', 'done', 'flagged')",
     "ck_task_overlap": "num_judgments <= need_n",
@@ -39,8 +44,8 @@ def upgrade() -> None:
     for column in (_purpose(), _number("repeat")):
         op.add_column("presentation", column)
     op.add_column("choice", sa.Column("confirmed", sa.Boolean(), nullable=True))
+    op.drop_index("ix_task_queue", "task")  # SQLite, making the table anew, would forget its order
     with op.batch_alter_table("task") as batch_op:
-        _swap_checks(batch_op, OLD_TASK_CHECKS, NEW_TASK_CHECKS)
         batch_op.add_column(
             sa.Column("kind", sa.String(length=12), nullable=False, server_default="best_worst")
         )
@@ -49,18 +54,18 @@ def upgrade() -> None:
             sa.Column("experts_only", sa.Boolean(), nullable=False, server_default=sa.false())
         )
         batch_op.add_column(sa.Column("answers", sa.JSON(), nullable=True))
-        batch_op.create_index(
-            batch_op.f("ix_task_purpose_state"), ["purpose", "state"], unique=False
-        )
+        _swap_checks(batch_op, OLD_TASK_CHECKS, NEW_TASK_CHECKS)
+        batch_op.create_index(batch_op.f("ix_task_purpose"), ["purpose"], unique=False)
+    op.create_index("ix_task_queue", "task", QUEUE)
     allow_changes(["judgment"])
     with op.batch_alter_table("judgment") as batch_op:
-        _swap_checks(batch_op, OLD_JUDGMENT_CHECKS, NEW_JUDGMENT_CHECKS)
         for column in (_purpose(), _number("repeat"), _number("revision")):
             batch_op.add_column(column)
         batch_op.add_column(sa.Column("supersedes", sa.Integer(), nullable=True))
         batch_op.add_column(
             sa.Column("language", sa.String(length=8), nullable=False, server_default="en")
         )
+        _swap_checks(batch_op, OLD_JUDGMENT_CHECKS, NEW_JUDGMENT_CHECKS)
         batch_op.drop_constraint(op.f("uq_judgment_presentation_id"), type_="unique")
         batch_op.drop_constraint(op.f("uq_judgment_task_id_account_id"), type_="unique")
         batch_op.create_foreign_key(
@@ -78,6 +83,7 @@ def upgrade() -> None:
     forbid_changes(["judgment"])
     _create_tables()
     forbid_changes(NEW_APPEND_ONLY)
+    let_notes_be_emptied(["judgment", "flag", "ruling"])
 
 
 def _create_tables() -> None:
@@ -168,11 +174,14 @@ def downgrade() -> None:
             op.f("uq_judgment_task_id_account_id"), ["task_id", "account_id"]
         )
     forbid_changes(["judgment"])
+    let_notes_be_emptied(["judgment"])
+    op.drop_index("ix_task_queue", "task")
     with op.batch_alter_table("task") as batch_op:
         _swap_checks(batch_op, NEW_TASK_CHECKS, OLD_TASK_CHECKS)
-        batch_op.drop_index(op.f("ix_task_purpose_state"))
+        batch_op.drop_index(op.f("ix_task_purpose"))
         for name in ("answers", "experts_only", "purpose", "kind"):
             batch_op.drop_column(name)
+    op.create_index("ix_task_queue", "task", QUEUE)
     for table, name in (
         ("choice", "confirmed"),
         ("presentation", "repeat"),
