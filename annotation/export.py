@@ -17,13 +17,10 @@ Implied pairs are written on request. Pairs with a purged clip, and judgments th
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +28,16 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
 from annotation import schema as t
+from annotation.export_rows import Votes, judgment_row, pairs_of, picks_of, preference_rows
 from annotation.history import is_latest
-from annotation.pairs import Pair, best_worst_pairs, judgment_pairs
+from annotation.pairs import Pair
 from annotation.preference_files import PreferenceWriter
 from annotation.projects import project_id
-from annotation.records import split_of
 from annotation.routing import COUNTED
 from annotation.store import Store
 
-IMPLIED_WEIGHT = 0.5
-"""The rule has checked the explicit pair only; an implied one counts half (our choice)."""
-PAGE_JUDGMENTS = 2000
-PAGE_CLIPS = 5000
+PAGE_JUDGMENTS = 500
+PAGE_CLIPS = 2000
 IN_LIST = 500
 """Values in one SQL `IN`; databases limit them."""
 
@@ -205,34 +200,54 @@ def _pages(
             return
         first, after = page[0].id, page[-1].id
         choices = _choices_of(connection, where, sorted({row.task_id for row in page}))
-        clips = _clips_of(connection, {clip for row in choices for clip in row.clip_order})
-        judgments: list[dict[str, Any]] = []
-        preferences: list[tuple[bool, dict[str, Any]]] = []
-        used: set[int] = set()
+        choices = [row for row in choices if not _left_out(row, withdrawn, first, after, left_out)]
+        clips = _rows_by_id(
+            connection, _shown_clips, {clip for row in choices for clip in row.clip_order}
+        )
         decided = {row.task_id for row in choices if row.purpose == "adjudication"}
         overruled = decided if query.adjudicated_only else set()
+        votes = Votes()
+        mine = []
         for row in choices:
-            mine = first <= row.judgment_id <= after
-            if row.account_id in withdrawn:
-                left_out["withdrawn answers"] += mine
-                continue
             shown = [clips[clip_id] for clip_id in row.clip_order]
-            for judgment, pairs in _rows_of_choice(row, shown):
+            for pick in picks_of(row, shown):
+                pairs = pairs_of(pick)
                 kept = [pair for pair in pairs if not _purged(pair, shown)]
-                left_out["pairs with a purged clip"] += (len(pairs) - len(kept)) * mine
-                if mine:
-                    judgments.append(judgment)
-                    used.update(clip for clip in row.clip_order if not clips[clip]["purged_ms"])
-                if not _teaches(row, overruled):
-                    continue
-                preferences += [
-                    (mine, preference)
-                    for preference in _preference_rows(
-                        row, shown, judgment, kept, query.include_implied
-                    )
-                ]
-        _add_agreement([preference for _, preference in preferences])
-        yield judgments, [preference for mine, preference in preferences if mine], used
+                if _teaches(row, overruled):
+                    for pair in kept:
+                        if pair.kind == "explicit" or query.include_implied:
+                            votes.add(row, shown, pair)
+                else:
+                    kept = []
+                if first <= row.judgment_id <= after:
+                    purged = sum(_purged(pair, shown) for pair in pairs)
+                    left_out["pairs with a purged clip"] += purged
+                    mine.append((row, shown, pick, kept))
+        yield (
+            [judgment_row(row, pick) for row, _, pick, _ in mine],
+            [
+                preference
+                for row, shown, pick, kept in mine
+                for preference in preference_rows(
+                    row,
+                    shown,
+                    pick,
+                    kept,
+                    include_implied=query.include_implied,
+                    votes=votes,
+                )
+            ],
+            {clip["id"] for _, shown, _, _ in mine for clip in shown if not clip["purged_ms"]},
+        )
+
+
+def _left_out(
+    row: Any, withdrawn: set[int], first: int, after: int, left_out: Counter[str]
+) -> bool:
+    """True if its annotator withdrew it; counted on the page it belongs to."""
+    gone = row.account_id in withdrawn
+    left_out["withdrawn answers"] += gone and first <= row.judgment_id <= after
+    return gone
 
 
 def _teaches(row: Any, overruled: set[int]) -> bool:
@@ -269,20 +284,31 @@ def _choices_of(
     return sorted(rows, key=lambda row: (row.judgment_id, row.position))
 
 
-def _clips_of(connection: Connection, clip_ids: set[int]) -> dict[int, dict[str, Any]]:
+def _rows_by_id(
+    connection: Connection, query: sa.Select[Any], clip_ids: set[int]
+) -> dict[int, dict[str, Any]]:
+    """Rows about clips, by clip id."""
     ids = sorted(clip_ids)
     return {
         row.id: dict(row._mapping)
         for start in range(0, len(ids), IN_LIST)
-        for row in connection.execute(_clips.where(t.clip.c.id.in_(ids[start : start + IN_LIST])))
+        for row in connection.execute(query.where(t.clip.c.id.in_(ids[start : start + IN_LIST])))
     }
 
 
 def _clip_pages(connection: Connection, used: _Ids) -> Iterator[list[dict[str, Any]]]:
     for ids in used.pages(PAGE_CLIPS):
-        clips = _clips_of(connection, set(ids))
+        clips = _rows_by_id(connection, _clips, set(ids))
         yield [clips[clip_id] for clip_id in ids]
 
+
+_shown_clips = select(
+    t.clip.c.id,
+    t.clip.c.sha256,
+    t.clip.c.stage,
+    t.clip.c.first_frame_sha256,
+    t.clip.c.purged_ms,
+)
 
 _first_project = (
     select(t.project.c.name)
@@ -334,122 +360,6 @@ _choices = (
 )
 
 
-def _rows_of_choice(
-    row: Any, shown: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[dict[str, Any], list[Pair]]]:
-    """One judgment row per pick, with the pairs it yields."""
-    common = {
-        "task_id": f"t{row.task_id}",
-        "annotator": row.pseudonym,
-        "simulated": row.simulated,
-        "project": row.project,
-        "round": row.round,
-        "prompt_id": row.prompt_id,
-        "dimension": row.dimension,
-        "kind": row.kind,
-        "candidates": [clip["sha256"] for clip in shown],
-        "scores": row.scores,
-        "dimension_position": row.position,
-        "surplus": row.surplus,
-        "shown_at": _when(row.shown_ms) if _was_shown(row) else None,
-        "submitted_at": _when(row.submitted_ms),
-        "seconds": row.seconds,
-        "guideline_version": row.guideline_version,
-        "purpose": row.purpose,
-        "revision": row.revision,
-        "confirmed": row.confirmed,
-    }
-    vetoed = row.constrained or row.status == "no_valid_pair"
-    name = f"j{row.judgment_id}/{row.dimension}"
-    if vetoed and row.first_best is not None:
-        yield (
-            {
-                **common,
-                "judgment_id": f"{name}/first",
-                "pick": "first",
-                "status": "vetoed",
-                "best": row.first_best,
-                "worst": row.first_worst,
-                "tie": False,
-                "admissible": False,
-                "constrained": False,
-            },
-            best_worst_pairs(row.first_best, row.first_worst, len(shown)),
-        )
-    final = {
-        **common,
-        "judgment_id": f"{name}/final",
-        "pick": "final",
-        "status": row.status,
-        "best": row.best,
-        "worst": row.worst,
-        "tie": row.status == "tie",
-        "admissible": row.admissible,
-        "constrained": row.constrained,
-    }
-    yield final, judgment_pairs(final, _rng(final["judgment_id"]))
-
-
-def _preference_rows(
-    row: Any,
-    shown: Sequence[Mapping[str, Any]],
-    judgment: Mapping[str, Any],
-    pairs: Sequence[Pair],
-    include_implied: bool,
-) -> list[dict[str, Any]]:
-    rng = _rng("order", judgment["judgment_id"], judgment["candidates"])
-    pictures = [clip["first_frame_sha256"] for clip in shown if clip["first_frame_sha256"]]
-    rows = []
-    for pair in pairs:
-        swap = rng.random() < 0.5  # which clip is called a must say nothing of which is better
-        if pair.kind == "implied" and not include_implied:
-            continue
-        a, b = (pair.b, pair.a) if swap else (pair.a, pair.b)
-        rows.append(
-            {
-                "prompt_id": row.prompt_id,
-                "prompt": row.text,
-                "language": row.language,
-                "task_kind": row.task_kind,
-                "first_frame_sha256": pictures[0] if pictures else None,
-                "task_id": judgment["task_id"],
-                "round": row.round,
-                "dimension": row.dimension,
-                "clip_a": shown[a]["sha256"],
-                "clip_b": shown[b]["sha256"],
-                "preference": -pair.preference if swap else pair.preference,
-                "kind": pair.kind,
-                "weight": 1.0 if pair.kind == "explicit" else IMPLIED_WEIGHT,
-                "judgment_ids": [judgment["judgment_id"]],
-                "annotator": row.pseudonym,
-                "simulated": row.simulated,
-                "admissible": judgment["admissible"],
-                "constrained": judgment["constrained"],
-                "same_stage": shown[a]["stage"] == shown[b]["stage"],
-                "agreement": None,
-                "split": split_of(row.cluster),
-            }
-        )
-    return rows
-
-
-def _add_agreement(preferences: list[dict[str, Any]]) -> None:
-    """Fills `agreement`: among the other annotators' rows for the same pair and dimension, the fraction that say the same."""
-    groups: dict[tuple[str, str, frozenset[str]], list[dict[str, Any]]] = defaultdict(list)
-    for row in preferences:
-        pair = frozenset((row["clip_a"], row["clip_b"]))
-        groups[row["task_id"], row["dimension"], pair].append(row)
-    for rows in groups.values():
-        for row in rows:
-            others = [
-                other["preference"] if other["clip_a"] == row["clip_a"] else -other["preference"]
-                for other in rows
-                if other["annotator"] != row["annotator"]
-            ]
-            if others:
-                row["agreement"] = sum(o == row["preference"] for o in others) / len(others)
-
-
 def _clip_row(
     store: Store, out: Path, clip: Mapping[str, Any], project: str | None
 ) -> dict[str, Any]:
@@ -478,16 +388,3 @@ def _clip_row(
         "uri": uri(clip["storage_key"]),
         "first_frame_uri": uri(clip["first_frame_key"]),
     }
-
-
-def _was_shown(row: Any) -> bool:
-    """False for what was imported: nobody saw it on the page, and nobody measured the time."""
-    return row.seconds is not None or row.shown_ms != row.submitted_ms
-
-
-def _rng(*parts: object) -> random.Random:
-    return random.Random(hashlib.sha256(repr(parts).encode()).digest())
-
-
-def _when(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, tz=timezone.utc)

@@ -22,7 +22,7 @@ from reelhf.errors import UserError
 from reelhf.hashing import sha256_file
 
 FORMATS = ("parquet", "jsonl", "csv")
-BATCH_ROWS = 20_000
+BATCH_ROWS = 10_000
 """Rows of one table held back until they are written, and rows of a Parquet row group."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet runs a cell that begins so."""
