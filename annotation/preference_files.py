@@ -55,10 +55,9 @@ class PreferenceWriter:
 
     def write(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows to `clips`, `judgments` or `preferences`."""
-        waiting = self._waiting[table]
         for row in rows:
-            waiting.append(dict(row))
-            if len(waiting) >= BATCH_ROWS:
+            self._waiting[table].append(dict(row))
+            if len(self._waiting[table]) >= BATCH_ROWS:
                 self._flush(table)
 
     def finish(

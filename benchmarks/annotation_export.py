@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -210,6 +211,18 @@ def export(folder: Path, out: Path, fmt: str, implied: bool) -> dict[str, object
     }
 
 
+def expected_rows(folder: Path, implied: bool) -> dict[str, int]:
+    """Counted by the database: a row per answer and one more per veto; of each free or vetoed pick one pair, or 2K - 3."""
+    with sqlite3.connect(folder / "annotation.db") as connection:
+        counts = "SELECT count(*), sum(status = 'no_valid_pair') FROM choice"
+        answers, vetoed = connection.execute(counts).fetchone()
+        (clips,) = connection.execute(
+            "SELECT count(*) FROM task_clip WHERE task_id IN (SELECT task_id FROM judgment)"
+        ).fetchone()
+    pairs = 2 * CLIPS - 3 if implied else 1
+    return {"clips": clips, "judgments": answers + vetoed, "preferences": answers * pairs}
+
+
 def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -241,6 +254,9 @@ def main() -> None:
         if done.returncode:
             sys.exit(done.stderr)
         found = json.loads(done.stdout.splitlines()[-1])
+        expected = expected_rows(folder, asked.implied)
+        if found["rows"] != expected:
+            sys.exit(f"rows {found['rows']}, expected {expected}")
     rate = asked.judgments / found["seconds"]
     print(
         f"{asked.judgments} judgments, {asked.format}: {found['seconds']:.1f} s, {rate:.0f} judgments/s "
