@@ -37,6 +37,7 @@ from annotation.routing import COUNTED
 from annotation.store import Store
 
 PAGE_JUDGMENTS = 500
+KEPT_TASKS = 5000
 PAGE_CLIPS = 2000
 IN_LIST = 500
 """Values in one SQL `IN`; databases limit them."""
@@ -181,10 +182,10 @@ def _pages(
 ) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]], set[int]]]:
     """Judgment rows, preference rows and ids of the clips they name, page by page in the order judged.
 
-    A page is read by key (`id` above the last one), so the thousandth costs what the first does. The agreement of a pair needs all
-    judgments of its task: those of a page's tasks are read with it, and only the page's own are written.
+    A page is read by key (`id` above the last one), so the thousandth costs what the first does.
     """
     withdrawn = _withdrawn(connection)
+    tasks = _Tasks(connection, where, query, withdrawn)
     after = 0
     while True:
         page = list(
@@ -199,62 +200,82 @@ def _pages(
         if not page:
             return
         first, after = page[0].id, page[-1].id
-        choices = _choices_of(connection, where, sorted({row.task_id for row in page}))
-        choices = [row for row in choices if not _left_out(row, withdrawn, first, after, left_out)]
+        tasks.read({row.task_id for row in page})
+        of_page = _choices.where(*where, t.judgment.c.id.between(first, after))
+        choices = connection.execute(of_page).all()
         clips = _rows_by_id(
             connection, _shown_clips, {clip for row in choices for clip in row.clip_order}
         )
-        decided = {row.task_id for row in choices if row.purpose == "adjudication"}
-        overruled = decided if query.adjudicated_only else set()
-        votes = Votes()
-        mine = []
-        for row in choices:
+        judgments: list[dict[str, Any]] = []
+        preferences: list[dict[str, Any]] = []
+        used: set[int] = set()
+        for row in sorted(choices, key=lambda row: (row.judgment_id, row.position)):
+            if row.account_id in withdrawn:
+                left_out["withdrawn answers"] += 1
+                continue
             shown = [clips[clip_id] for clip_id in row.clip_order]
-            for pick in picks_of(row, shown):
+            used.update(clip["id"] for clip in shown if not clip["purged_ms"])
+            for pick in picks_of(row, [clip["sha256"] for clip in shown]):
+                judgments.append(judgment_row(row, pick))
+                if not tasks.teaches(row):
+                    continue
                 pairs = pairs_of(pick)
                 kept = [pair for pair in pairs if not _purged(pair, shown)]
-                if _teaches(row, overruled):
-                    for pair in kept:
-                        if pair.kind == "explicit" or query.include_implied:
-                            votes.add(row, shown, pair)
-                else:
-                    kept = []
-                if first <= row.judgment_id <= after:
-                    purged = sum(_purged(pair, shown) for pair in pairs)
-                    left_out["pairs with a purged clip"] += purged
-                    mine.append((row, shown, pick, kept))
-        yield (
-            [judgment_row(row, pick) for row, _, pick, _ in mine],
-            [
-                preference
-                for row, shown, pick, kept in mine
-                for preference in preference_rows(
+                left_out["pairs with a purged clip"] += len(pairs) - len(kept)
+                preferences += preference_rows(
                     row,
                     shown,
                     pick,
                     kept,
                     include_implied=query.include_implied,
-                    votes=votes,
+                    votes=tasks.votes(row.task_id),
                 )
-            ],
-            {clip["id"] for _, shown, _, _ in mine for clip in shown if not clip["purged_ms"]},
-        )
+        yield judgments, preferences, used
 
 
-def _left_out(
-    row: Any, withdrawn: set[int], first: int, after: int, left_out: Counter[str]
-) -> bool:
-    """True if its annotator withdrew it; counted on the page it belongs to."""
-    gone = row.account_id in withdrawn
-    left_out["withdrawn answers"] += gone and first <= row.judgment_id <= after
-    return gone
+class _Tasks:
+    """What all annotators said of each task: a pair's agreement needs it. The last `KEPT_TASKS` are kept, for a task's judgments lie
+    close together; an older one is read again."""
 
+    def __init__(
+        self,
+        connection: Connection,
+        where: Sequence[sa.ColumnElement[bool]],
+        query: ExportQuery,
+        withdrawn: set[int],
+    ):
+        self._connection, self._where, self._query = connection, where, query
+        self._withdrawn = withdrawn
+        self._votes: dict[int, Votes] = {}
+        self._decided: dict[int, bool] = {}
 
-def _teaches(row: Any, overruled: set[int]) -> bool:
-    """True if preferences come of it: real work that no expert has decided otherwise, or the expert's word."""
-    if row.purpose == "adjudication":
-        return True
-    return bool(row.purpose == "work" and row.task_id not in overruled)
+    def read(self, task_ids: set[int]) -> None:
+        """Reads the tasks that are not kept."""
+        missing = sorted(task_ids - self._votes.keys())
+        if len(self._votes) + len(missing) > KEPT_TASKS:
+            old = [task for task in self._votes if task not in task_ids]
+            for task_id in old[: len(self._votes) + len(missing) - KEPT_TASKS]:
+                del self._votes[task_id], self._decided[task_id]
+        found: dict[int, list[Any]] = {task_id: [] for task_id in missing}
+        for start in range(0, len(missing), IN_LIST):
+            part = t.task.c.id.in_(missing[start : start + IN_LIST])
+            for row in self._connection.execute(_said.where(*self._where, part)):
+                if row.account_id not in self._withdrawn:
+                    found[row.task_id].append(row)
+        for task_id, rows in found.items():
+            self._decided[task_id] = any(row.purpose == "adjudication" for row in rows)
+            taught = [row for row in rows if self.teaches(row)]
+            self._votes[task_id] = Votes(taught, include_implied=self._query.include_implied)
+
+    def votes(self, task_id: int) -> Votes:
+        return self._votes[task_id]
+
+    def teaches(self, row: Any) -> bool:
+        """True if preferences come of it: real work that no expert has decided otherwise, or the expert's word."""
+        if row.purpose == "adjudication":
+            return True
+        overruled = self._query.adjudicated_only and self._decided[row.task_id]
+        return bool(row.purpose == "work" and not overruled)
 
 
 def _purged(pair: Pair, shown: Sequence[Mapping[str, Any]]) -> bool:
@@ -268,20 +289,6 @@ def _withdrawn(connection: Connection) -> set[int]:
     )
     query = select(t.account.c.id).where(t.account.c.pseudonym.in_(gone))
     return set(connection.execute(query).scalars())
-
-
-def _choices_of(
-    connection: Connection, where: Sequence[sa.ColumnElement[bool]], task_ids: Sequence[int]
-) -> list[sa.Row[Any]]:
-    """Every choice about these tasks, in the order judged and asked."""
-    rows = [
-        row
-        for start in range(0, len(task_ids), IN_LIST)
-        for row in connection.execute(
-            _choices.where(*where, t.task.c.id.in_(task_ids[start : start + IN_LIST]))
-        )
-    ]
-    return sorted(rows, key=lambda row: (row.judgment_id, row.position))
 
 
 def _rows_by_id(
@@ -301,6 +308,19 @@ def _clip_pages(connection: Connection, used: _Ids) -> Iterator[list[dict[str, A
         clips = _rows_by_id(connection, _clips, set(ids))
         yield [clips[clip_id] for clip_id in ids]
 
+
+_said = (
+    select(
+        t.choice,
+        t.judgment.c.task_id,
+        t.judgment.c.account_id,
+        t.judgment.c.purpose,
+        t.presentation.c.clip_order,
+    )
+    .join(t.judgment, t.judgment.c.id == t.choice.c.judgment_id)
+    .join(t.presentation, t.presentation.c.id == t.judgment.c.presentation_id)
+    .join(t.task, t.task.c.id == t.judgment.c.task_id)
+)
 
 _shown_clips = select(
     t.clip.c.id,

@@ -19,10 +19,14 @@ Shown = Sequence[Mapping[str, Any]]
 """The clips of one showing in their order: sha256, stage, first_frame_sha256, purged_ms."""
 
 
-def picks_of(row: Any, shown: Shown) -> list[dict[str, Any]]:
-    """What was said in one dimension: the final answer, and before it the free pick that was vetoed, if one was."""
+def picks_of(row: Any, candidates: Sequence[Any]) -> list[dict[str, Any]]:
+    """What was said in one dimension: the final answer, and before it the free pick that was vetoed, if one was.
+
+    Args:
+        candidates: the clips in the order shown, by sha256 or by any other name.
+    """
     name = f"j{row.judgment_id}/{row.dimension}"
-    common = {"candidates": [clip["sha256"] for clip in shown], "scores": row.scores}
+    common = {"candidates": list(candidates), "scores": row.scores}
     picks = []
     if (row.constrained or row.status == "no_valid_pair") and row.first_best is not None:
         picks.append(
@@ -126,7 +130,7 @@ def preference_rows(
                 "admissible": pick["admissible"],
                 "constrained": pick["constrained"],
                 "same_stage": shown[a]["stage"] == shown[b]["stage"],
-                "agreement": votes.agreement(row, shown, pair),
+                "agreement": votes.agreement(row, pair),
                 "split": split_of(row.cluster),
             }
         )
@@ -134,28 +138,31 @@ def preference_rows(
 
 
 class Votes:
-    """What everyone said of the pairs of some tasks."""
+    """What everyone said of the pairs of one task."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Sequence[Any], *, include_implied: bool):
+        """Takes the task's choices; without implied pairs only the explicit ones are compared."""
         self._said: dict[Any, list[tuple[int, int]]] = defaultdict(list)
+        for row in rows:
+            for pick in picks_of(row, row.clip_order):
+                for pair in pairs_of(pick):
+                    if pair.kind == "explicit" or include_implied:
+                        key, label = _unit(row, pair)
+                        self._said[key].append((row.account_id, label))
 
-    def add(self, row: Any, shown: Shown, pair: Pair) -> None:
-        key, label = _unit(row, shown, pair)
-        self._said[key].append((row.account_id, label))
-
-    def agreement(self, row: Any, shown: Shown, pair: Pair) -> float | None:
+    def agreement(self, row: Any, pair: Pair) -> float | None:
         """Among the other annotators' votes on this pair and dimension, the share that say the same; None without any."""
-        key, label = _unit(row, shown, pair)
+        key, label = _unit(row, pair)
         others = [said for account, said in self._said[key] if account != row.account_id]
         return sum(said == label for said in others) / len(others) if others else None
 
 
-def _unit(row: Any, shown: Shown, pair: Pair) -> tuple[Any, int]:
-    """The name of a pair in a task and dimension, the same for everyone, and the label under that name."""
-    a, b = shown[pair.a]["sha256"], shown[pair.b]["sha256"]
-    ordered = a < b
-    key = (row.task_id, row.dimension, a if ordered else b, b if ordered else a)
-    return key, pair.preference if ordered else -pair.preference
+def _unit(row: Any, pair: Pair) -> tuple[Any, int]:
+    """The name of a pair in a dimension, the same for everyone, and the label under that name."""
+    a, b = row.clip_order[pair.a], row.clip_order[pair.b]
+    if a < b:
+        return (row.dimension, a, b), pair.preference
+    return (row.dimension, b, a), -pair.preference
 
 
 def _was_shown(row: Any) -> bool:

@@ -262,6 +262,7 @@ def test_no_row_is_lost_where_batches_and_pages_meet(new_project, tmp_path, monk
         monkeypatch.setattr(preference_files, "BATCH_ROWS", batch)
         monkeypatch.setattr(export, "PAGE_JUDGMENTS", page)
         monkeypatch.setattr(export, "PAGE_CLIPS", page)
+        monkeypatch.setattr(export, "KEPT_TASKS", page)
         out = tmp_path / f"{batch}"
         found = read_preferences(export_preferences(store, out, ALL_PAIRS, fmt=fmt))
         assert found.preferences == whole.preferences, "agreement counts votes of other pages"
