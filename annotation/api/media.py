@@ -12,7 +12,7 @@ from annotation.api.signing import Expired, Forged
 from annotation.api.site import SignedIn, TheSite
 
 STATIC = Path(__file__).parent.parent / "static"
-STATIC_KINDS = {".js": "text/javascript", ".css": "text/css"}
+STATIC_KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
 
 router = APIRouter()
 
