@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from annotation.candidates.commands import register as add_candidates
 from annotation.exports_commands import register as add_exports
 from annotation.prompts.commands import app as prompts_app
 from annotation.quality.commands import register as add_quality
+from annotation.upkeep import register as add_upkeep
 from reelhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ app.add_typer(tasks_app, name="tasks")
 token_app = typer.Typer(no_args_is_help=True, help="API tokens for scripts.")
 app.add_typer(user_app, name="user")
 app.add_typer(prompts_app, name="prompts")
+add_candidates(clips_app, tasks_app)
 add_exports(app)
 add_quality(app)
+add_upkeep(app)
 app.add_typer(token_app, name="token")
 
 DEFAULT_PROJECT = Path("runs/annotation")
@@ -474,22 +478,6 @@ def _account(store: Store, name: str) -> Account:
     if account is None:
         raise UserError(f"there is no user named {name!r}")
     return account
-
-
-@app.command()
-def backup(
-    project: ProjectArgument = DEFAULT_PROJECT,
-    out: Annotated[Path | None, typer.Option(help="File to write")] = None,
-) -> None:
-    """Copy the database while it is in use; media are immutable files and can be copied as they are."""
-    from datetime import datetime
-
-    from annotation.store import Store
-
-    with Store.open(project, create=False) as store:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        path = store.backup(out or project / f"backup-{stamp}.db")
-    typer.echo(f"backup: {path}")
 
 
 def tunnel_line(port: int) -> str | None:
