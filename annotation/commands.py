@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from annotation.exports_commands import register as add_exports
+from annotation.label_studio.commands import app as label_studio_app
 from annotation.quality.commands import register as add_quality
 from reelhf.errors import UserError
 
@@ -32,6 +33,7 @@ app.add_typer(user_app, name="user")
 add_exports(app)
 add_quality(app)
 app.add_typer(token_app, name="token")
+app.add_typer(label_studio_app, name="label-studio")
 
 DEFAULT_PROJECT = Path("runs/annotation")
 DEFAULT_PORT = 7860
