@@ -11,6 +11,7 @@ import typer
 
 from annotation.exports_commands import register as add_exports
 from annotation.label_studio.commands import app as label_studio_app
+from annotation.prompts.commands import app as prompts_app
 from annotation.quality.commands import register as add_quality
 from reelhf.errors import UserError
 
@@ -30,6 +31,7 @@ app.add_typer(clips_app, name="clips")
 app.add_typer(tasks_app, name="tasks")
 token_app = typer.Typer(no_args_is_help=True, help="API tokens for scripts.")
 app.add_typer(user_app, name="user")
+app.add_typer(prompts_app, name="prompts")
 add_exports(app)
 add_quality(app)
 app.add_typer(token_app, name="token")

@@ -13,6 +13,8 @@ from reelhf.errors import UserError, did_you_mean
 from rewards.base import CompositeScores, FrameSelection, RewardModel
 
 MODEL_FOLDERS = ("foundational", "motion", "aesthetic")
+SCORED_FOLDERS = (*MODEL_FOLDERS, "texture")
+"""Models that learn from verdicts, and the one that learns without (`rewards.texture`)."""
 
 
 def soft_cap(z: Tensor, cap: float) -> Tensor:
@@ -144,12 +146,12 @@ def load_composite(
     cap: float = 2.0,
     max_gradient_norm: float | None = None,
 ) -> CompositeReward:
-    """The frozen composite of whichever of foundational/, motion/ and aesthetic/ the folder holds."""
+    """The frozen composite of whichever of foundational/, motion/, aesthetic/ and texture/ the folder holds."""
     from rewards.checkpoint import load_reward
 
-    found = [Path(folder) / name for name in MODEL_FOLDERS if (Path(folder) / name).is_dir()]
+    found = [Path(folder) / name for name in SCORED_FOLDERS if (Path(folder) / name).is_dir()]
     if not found:
         raise UserError(
-            f"{folder} holds no reward model; expected one of {', '.join(MODEL_FOLDERS)}/"
+            f"{folder} holds no reward model; expected one of {', '.join(SCORED_FOLDERS)}/"
         )
     return CompositeReward([load_reward(path) for path in found], weights, cap, max_gradient_norm)

@@ -212,8 +212,10 @@ def test_configs_that_make_no_sense_are_refused():
         staged(stages=[stages[0], stages[0]])
     with pytest.raises(ValueError, match="only the last may stop early"):
         staged(stages=[{**stages[0], "early_stop": {}}, stages[1]])
-    with pytest.raises(ValueError, match="stages are of a base"):
-        staged(stage="refiner")
+    with pytest.raises(ValueError, match="low_res of a stage is a refiner's"):
+        staged(stages=[{**stages[0], "low_res": {}}])
+    with pytest.raises(ValueError, match="text_tuning goes without early_stop"):
+        staged(stages=[{**stages[0], "early_stop": {}}], text_tuning={"lr": 1e-5})
     with pytest.raises(ValueError, match="lora needs stages"):
         staged(stages=[], lora={"rank": 2})
     with pytest.raises(ValueError, match="sequence_parallel needs stages"):
