@@ -235,6 +235,9 @@ def tasks_create(
     k: Annotated[int, typer.Option("--k", help="Clips per task, 2 to 6")] = 4,
     need: Annotated[int, typer.Option(help="Judgments wanted per task")] = 1,
     round_number: Annotated[int, typer.Option("--round", help="Round of the loop")] = 0,
+    engine: Annotated[
+        str, typer.Option(help="Where copies are made: local, or ray (RAY_ADDRESS)")
+    ] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the tasks and stop")] = False,
 ) -> None:
     """Make tasks of the clips that are in none yet, K per prompt."""
@@ -245,7 +248,9 @@ def tasks_create(
         if dry_run:
             typer.echo(f"dry run: {len(groups)} tasks would be made")
             return
-        store.create_tasks(groups, need=need, round_number=round_number, label="copies for showing")
+        store.create_tasks(
+            groups, need=need, round_number=round_number, engine=engine, label="copies for showing"
+        )
     typer.echo(f"project: {project} ({len(groups)} new tasks)")
     typer.echo(f"next: reelhf annotate serve {project} --demo")
 
