@@ -11,6 +11,7 @@ import typer
 
 from annotation.candidates.commands import register as add_candidates
 from annotation.exports_commands import register as add_exports
+from annotation.label_studio.commands import app as label_studio_app
 from annotation.prompts.commands import app as prompts_app
 from annotation.quality.commands import register as add_quality
 from annotation.upkeep import register as add_upkeep
@@ -38,6 +39,7 @@ add_exports(app)
 add_quality(app)
 add_upkeep(app)
 app.add_typer(token_app, name="token")
+app.add_typer(label_studio_app, name="label-studio")
 
 DEFAULT_PROJECT = Path("runs/annotation")
 DEFAULT_PORT = 7860
@@ -244,6 +246,9 @@ def tasks_create(
     experts_only: Annotated[
         bool, typer.Option("--experts-only", help="Only for accounts of experts")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="Where copies are made: local, or ray (RAY_ADDRESS)")
+    ] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the tasks and stop")] = False,
 ) -> None:
     """Make tasks of the clips that are in none yet, K per prompt."""
@@ -261,6 +266,7 @@ def tasks_create(
             kind=kind,
             priority=priority,
             experts_only=experts_only,
+            engine=engine,
             label="copies for showing",
         )
     typer.echo(f"project: {project} ({len(groups)} new tasks)")

@@ -46,6 +46,8 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/link/{token}",
         "/oidc/start",
         "/oidc/callback",
+        "/media/task/{uid}/{position}",
+        "/webhooks/label-studio",
     ),
     "annotator": (
         "/api/logout",
@@ -86,7 +88,12 @@ def sign_in(client: TestClient, name: str) -> dict[str, str]:
 
 
 def filled(path: str) -> str:
-    return path.replace("{token_id}", "99999").replace("{token}", "none").replace("{name}", "a.css")
+    return (
+        path.replace("{uid}/{position}", "none/0")
+        .replace("{token_id}", "99999")
+        .replace("{token}", "none")
+        .replace("{name}", "a.css")
+    )
 
 
 # --- roles ---
