@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from annotation.exports_commands import register as add_exports
+from annotation.prompts.commands import app as prompts_app
+from annotation.quality.commands import register as add_quality
 from reelhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +30,9 @@ app.add_typer(clips_app, name="clips")
 app.add_typer(tasks_app, name="tasks")
 token_app = typer.Typer(no_args_is_help=True, help="API tokens for scripts.")
 app.add_typer(user_app, name="user")
+app.add_typer(prompts_app, name="prompts")
+add_exports(app)
+add_quality(app)
 app.add_typer(token_app, name="token")
 
 DEFAULT_PROJECT = Path("runs/annotation")
@@ -240,63 +246,6 @@ def tasks_create(
         store.create_tasks(groups, need=need, round_number=round_number, label="copies for showing")
     typer.echo(f"project: {project} ({len(groups)} new tasks)")
     typer.echo(f"next: reelhf annotate serve {project} --demo")
-
-
-@app.command()
-def export(
-    project: ProjectArgument = DEFAULT_PROJECT,
-    out: Annotated[Path | None, typer.Option(help="[default: PROJECT/preferences]")] = None,
-    fmt: Annotated[str, typer.Option("--format", help="parquet or jsonl")] = "parquet",
-    implied: Annotated[
-        bool, typer.Option(help="Also the pairs that best and worst imply, marked")
-    ] = True,
-    humans_only: Annotated[
-        bool, typer.Option("--humans-only", help="Leave out simulated judgments")
-    ] = False,
-    min_round: Annotated[int, typer.Option(help="First round")] = 0,
-    max_round: Annotated[int | None, typer.Option(help="Last round")] = None,
-) -> None:
-    """Write the preference data."""
-    from annotation.export import export_preferences
-    from annotation.records import read_preferences
-    from annotation.store import Store
-
-    with Store.open(project, create=False) as store:
-        folder = export_preferences(
-            store,
-            out or project / "preferences",
-            include_implied=implied,
-            fmt=fmt,
-            min_round=min_round,
-            max_round=max_round,
-            exclude_simulated=humans_only,
-        )
-    files = read_preferences(folder).manifest["files"]
-    rows = ", ".join(f"{entry['rows']} {name.partition('.')[0]}" for name, entry in files.items())
-    typer.echo(f"preference data: {folder} ({rows})")
-    typer.echo(f"next: reelhf rewards train --preferences {folder}")
-
-
-@app.command()
-def agreement(
-    preferences: Annotated[Path, typer.Argument(help="Preference data, from `export`")],
-) -> None:
-    """Krippendorff's alpha per dimension over the free picks, with a 95 % interval over prompts."""
-    from annotation.agreement import agreement_by_dimension
-    from annotation.records import read_preferences
-
-    found = agreement_by_dimension(
-        read_preferences(preferences, tables=["preferences"]).preferences
-    )
-    if not found:
-        raise UserError(f"{preferences} holds no preferences")
-    typer.echo(f"{'dimension':<22} {'alpha':>6}  {'95 % interval':<16} pairs judged twice or more")
-    for dimension, a in found.items():
-        alpha = "   -" if a.alpha is None else f"{a.alpha:.2f}"
-        interval = "-" if a.low is None else f"{a.low:.2f} to {a.high:.2f}"
-        typer.echo(f"{dimension:<22} {alpha:>6}  {interval:<16} {a.num_pairs}")
-    if all(a.num_pairs == 0 for a in found.values()):
-        typer.echo("no pair was judged by two people: create tasks with --need 2 or more")
 
 
 @user_app.command("add")

@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,7 +260,7 @@ def split_of(cluster: str, *, salt: str = SPLIT_SALT) -> str:
 TABLES = ("clips", "judgments", "preferences")
 
 
-def _schemas() -> dict[str, pa.Schema]:
+def preference_schemas() -> dict[str, pa.Schema]:
     import pyarrow as pa
 
     text, integer, number, flag = pa.string(), pa.int64(), pa.float64(), pa.bool_()
@@ -392,58 +392,18 @@ def write_preferences(
     """Writes the three tables and then the manifest; a folder without a manifest is an export that never finished.
 
     Args:
-        fmt: `parquet`, or `jsonl` (one JSON object per line, timestamps in ISO 8601).
+        fmt: `parquet`, `jsonl` or `csv` (`annotation.preference_files`).
         extra: further manifest entries.
     Returns: the folder.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from annotation.preference_files import PreferenceWriter
 
-    if fmt not in ("parquet", "jsonl"):
-        raise UserError(f"format is {fmt!r}; expected parquet or jsonl")
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").unlink(missing_ok=True)
-        files: dict[str, Any] = {}
+    with PreferenceWriter(folder, fmt=fmt) as writer:
         for name, rows in zip(TABLES, (clips, judgments, preferences), strict=True):
-            table = pa.Table.from_pylist([dict(row) for row in rows], schema=_schemas()[name])
-            path = folder / f"{name}.{fmt}"
-            aside = path.with_name(path.name + ".tmp")
-            if fmt == "parquet":
-                pq.write_table(table, aside)
-            else:
-                lines = (
-                    json.dumps(row, ensure_ascii=False, default=_iso) for row in table.to_pylist()
-                )
-                aside.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-            aside.replace(path)
-            files[path.name] = {
-                "rows": table.num_rows,
-                "bytes": path.stat().st_size,
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            }
-        manifest = {
-            "schema": PREFERENCE_SCHEMA,
-            "schema_version": PREFERENCE_SCHEMA_VERSION,
-            "format": fmt,
-            "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "guideline_version": guideline_version,
-            "source_query": source_query,
-            "split": {"salt": SPLIT_SALT, "fractions": SPLIT_FRACTIONS},
-            "files": files,
-            **(extra or {}),
-        }
-        aside = folder / "manifest.json.tmp"
-        aside.write_text(
-            json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            writer.write(name, rows)
+        return writer.finish(
+            guideline_version=guideline_version, source_query=source_query, extra=extra
         )
-        aside.replace(folder / "manifest.json")
-    except OSError as error:
-        raise UserError(
-            f"cannot write preference data to {folder}: {error.strerror or error}"
-        ) from error
-    return folder
 
 
 def read_preferences(folder: Path | str, *, tables: Sequence[str] = TABLES) -> PreferenceData:
@@ -476,6 +436,8 @@ def read_preferences(folder: Path | str, *, tables: Sequence[str] = TABLES) -> P
             f"{folder} has preference schema version {version!r}; this program reads version {PREFERENCE_SCHEMA_VERSION}. Export it again"
         )
     fmt = manifest.get("format", "parquet")
+    if fmt == "csv":
+        raise UserError(f"{folder} is CSV, which is to look at; export it as parquet or jsonl")
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
     for name in tables:
         path = folder / f"{name}.{fmt}"
@@ -501,12 +463,6 @@ def read_preferences(folder: Path | str, *, tables: Sequence[str] = TABLES) -> P
         else:
             rows[name] = pq.read_table(pa.BufferReader(data)).to_pylist()
     return PreferenceData(folder=folder, manifest=manifest, **rows)
-
-
-def _iso(value: object) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f"cannot write {type(value).__name__} as JSON")
 
 
 def _parse_times(row: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,22 @@ metadata = MetaData(
     }
 )
 
-APPEND_ONLY = ("judgment", "choice", "skip")
+APPEND_ONLY = ("judgment", "choice", "skip", "event", "export_snapshot", "tombstone")
+"""Nothing in these is ever changed; only a judgment's or skip's note may be emptied (`annotation.erasure`)."""
+
+DEFAULT_PROJECT_ID = 1
+"""Always there; a team that never names a project never sees it."""
+
+project = Table(
+    "project",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(80), nullable=False, unique=True),
+    Column("guideline_version", String(40)),
+    Column("retention_days", Integer),
+    Column("created_ms", BigInteger, nullable=False),
+    CheckConstraint("retention_days is null or retention_days >= 1", name="retention_days"),
+)
 
 account = Table(
     "account",
@@ -120,7 +135,6 @@ clip = Table(
     Column("id", Integer, primary_key=True),
     Column("sha256", String(64), nullable=False, unique=True),
     Column("prompt_id", ForeignKey("prompt.prompt_id"), nullable=False),
-    Column("project", String(80), nullable=False),
     Column("task_kind", String(8), nullable=False),
     Column("model", String(200), nullable=False),
     Column("stage", String(200), nullable=False),
@@ -134,15 +148,91 @@ clip = Table(
     Column("first_frame_sha256", String(64)),
     Column("first_frame_key", String(200)),
     Column("created_ms", BigInteger, nullable=False),
+    Column("purged_ms", BigInteger),
     CheckConstraint("task_kind in ('t2v', 'i2v')", name="task_kind"),
+)
+
+project_clip = Table(
+    "project_clip",
+    metadata,
+    Column("project_id", ForeignKey("project.id"), primary_key=True),
+    Column("clip_id", ForeignKey("clip.id"), primary_key=True),
+    Column("created_ms", BigInteger, nullable=False),
+    Index(None, "clip_id"),
+)
+
+project_prompt = Table(
+    "project_prompt",
+    metadata,
+    Column("project_id", ForeignKey("project.id"), primary_key=True),
+    Column("prompt_id", ForeignKey("prompt.prompt_id"), primary_key=True),
+    Column("category", String(40)),
+    Column("status", String(12), nullable=False),
+    Column("reason", String(80)),
+    Column("weight", Float, nullable=False),
+    Column("source", String(200), nullable=False),
+    Column("uses", Integer, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    CheckConstraint("status in ('active', 'held')", name="status"),
+    Index(None, "prompt_id"),
+)
+
+project_member = Table(
+    "project_member",
+    metadata,
+    Column("project_id", ForeignKey("project.id"), primary_key=True),
+    Column("account_id", ForeignKey("account.id"), primary_key=True),
+    Column("role", String(20), nullable=False),
+    CheckConstraint("role in ('annotator', 'reviewer', 'admin')", name="role"),
+    Index(None, "account_id"),
+)
+
+event = Table(
+    "event",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("actor", String(80), nullable=False),
+    Column("action", String(40), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("prev_hash", String(64), nullable=False, unique=True),
+    Column("hash", String(64), nullable=False, unique=True),
+)
+
+export_snapshot = Table(
+    "export_snapshot",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(80), nullable=False, unique=True),
+    Column("project_id", ForeignKey("project.id")),
+    Column("query", Text, nullable=False),
+    Column("max_judgment_id", Integer, nullable=False),
+    Column("num_rows", Text, nullable=False),
+    Column("manifest_sha256", String(64), nullable=False),
+    Column("folder", String(400), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+)
+
+tombstone = Table(
+    "tombstone",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String(12), nullable=False),
+    Column("subject", String(80), nullable=False),
+    Column("reason", String(200), nullable=False),
+    Column("withdrawn", Boolean, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    CheckConstraint("kind in ('user', 'clip', 'note')", name="kind"),
+    Index(None, "kind", "subject"),
 )
 
 task = Table(
     "task",
     metadata,
     Column("id", Integer, primary_key=True),
+    Column("project_id", ForeignKey("project.id"), nullable=False),
     Column("prompt_id", ForeignKey("prompt.prompt_id"), nullable=False),
-    Column("project", String(80), nullable=False),
     Column("task_kind", String(8), nullable=False),
     Column("round", Integer, nullable=False),
     Column("need_n", Integer, nullable=False),

@@ -51,6 +51,13 @@ class Files:
             if not self._filesystem.exists(target):
                 self._try(self._filesystem.put_file, str(self.folder / key), target)
 
+    def delete(self, keys: Iterable[str]) -> None:
+        """Removes files here and in the object storage; one that is gone already is no error."""
+        for key in keys:
+            (self.folder / key).unlink(missing_ok=True)
+            if self.remote is not None and self._filesystem.exists(f"{self._root}/{key}"):
+                self._try(self._filesystem.rm_file, f"{self._root}/{key}")
+
     def _fetch(self, key: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{secrets.token_hex(4)}.tmp")

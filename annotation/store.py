@@ -9,11 +9,10 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from annotation.presentation import (
     copy_task,
     store_picture,
 )
+from annotation.prompts.near import ClusterIndex
 from annotation.records import (
     MAX_CLIPS,
     MIN_CLIPS,
@@ -36,13 +36,11 @@ from annotation.records import (
     Guideline,
     PromptRecord,
     load_guideline,
-    normalise_prompt,
 )
 from annotation.storage import Files
 from reelhf.errors import UserError
 from reelhf.hashing import sha256_file
 
-NEAR_DUPLICATE_JACCARD = 0.9
 MAX_COPY_THREADS = 8
 ROLES = ("annotator", "reviewer", "admin")
 
@@ -194,7 +192,7 @@ class Store:
             return [_account(row) for row in rows]
 
     def set_role(self, name: str, role: str) -> None:
-        """Gives an account another role, from the next request on."""
+        """Gives an account another role, within seconds also for whoever is signed in."""
         if role not in ROLES:
             raise UserError(f"role is {role!r}; expected one of {', '.join(ROLES)}")
         with self.write() as connection:
@@ -223,32 +221,103 @@ class Store:
 
     # --- prompts, clips, tasks ---
 
-    def _add_prompts(self, connection: Connection, records: Sequence[PromptRecord]) -> list[str]:
-        """Adds prompts that are not there yet and returns the prompt id of each. Near-duplicates share a cluster."""
-        rows = connection.execute(select(t.prompt.c.prompt_id, t.prompt.c.text, t.prompt.c.cluster))
-        leaders: dict[str, frozenset[str]] = {}
-        known = set()
-        for row in rows:
-            known.add(row.prompt_id)
-            if row.cluster == row.prompt_id:
-                leaders[row.cluster] = _shingles(row.text)
-        for record in records:
-            if record.prompt_id in known:
-                continue
-            known.add(record.prompt_id)
-            cluster = _nearest_cluster(record.text, leaders) or record.prompt_id
+    def project_id(self, connection: Connection, name: str) -> int:
+        """The id of a project, which is made if it is new."""
+        if not name.strip() or len(name) > 80:
+            raise UserError("a project's name has 1 to 80 characters")
+        found = connection.execute(select(t.project.c.id).where(t.project.c.name == name)).scalar()
+        if found is None:
+            values = {"name": name, "created_ms": self.now_ms()}
+            key = connection.execute(insert(t.project).values(values)).inserted_primary_key
+            assert key is not None
+            found = key[0]
+        return int(found)
+
+    def add_prompts(
+        self,
+        connection: Connection,
+        project_id: int,
+        records: Sequence[PromptRecord],
+        *,
+        pool: Sequence[Mapping[str, Any]] | None = None,
+        source: str = "clips",
+    ) -> list[str]:
+        """Adds prompts that are not there yet, to the store and to a project's pool, and returns the prompt id of each.
+
+        Near-duplicates share a cluster, the unit of the split; the cluster of a prompt that is there never changes.
+
+        Args:
+            pool: of each record, what the project's pool says of it beside the defaults (`project_prompt`).
+            source: where they come from.
+        """
+        unseen = {record.prompt_id: record for record in reversed(records)}
+        known = self._known(connection, t.prompt.c.prompt_id, list(unseen))
+        fresh = [unseen[name] for name in reversed(unseen) if name not in known]
+        index = self._cluster_index(connection) if fresh else ClusterIndex()
+        rows = []
+        for record in fresh:
+            cluster = index.nearest(record.text) or record.prompt_id
             if cluster == record.prompt_id:
-                leaders[cluster] = _shingles(record.text)
-            connection.execute(
-                insert(t.prompt).values(
-                    prompt_id=record.prompt_id,
-                    text=record.text,
-                    language=record.language,
-                    cluster=cluster,
-                    created_ms=self.now_ms(),
-                )
+                index.add(cluster, record.text)
+            rows.append(
+                {
+                    "prompt_id": record.prompt_id,
+                    "text": record.text,
+                    "language": record.language,
+                    "cluster": cluster,
+                    "created_ms": self.now_ms(),
+                }
             )
+        if rows:
+            connection.execute(insert(t.prompt), rows)
+        here = t.project_prompt.c.project_id == project_id
+        pooled = self._known(connection, t.project_prompt.c.prompt_id, list(unseen), here)
+        entries = {
+            record.prompt_id: {
+                "project_id": project_id,
+                "prompt_id": record.prompt_id,
+                "category": None,
+                "status": "active",
+                "reason": None,
+                "weight": 1.0,
+                "source": source,
+                "uses": 1,
+                "created_ms": self.now_ms(),
+                **(pool[place] if pool else {}),
+            }
+            for place, record in reversed(list(enumerate(records)))
+            if record.prompt_id not in pooled
+        }
+        if entries:
+            connection.execute(insert(t.project_prompt), list(entries.values()))
         return [record.prompt_id for record in records]
+
+    @staticmethod
+    def _known(
+        connection: Connection,
+        column: sa.Column[Any],
+        values: Sequence[Any],
+        *where: sa.ColumnElement[bool],
+    ) -> set[Any]:
+        """Those of the values that the column already holds."""
+        return {
+            value
+            for part in _chunks(values, 500)
+            for value in connection.execute(
+                select(column).where(column.in_(part), *where)
+            ).scalars()
+        }
+
+    @staticmethod
+    def _cluster_index(connection: Connection) -> ClusterIndex:
+        """The leaders of all clusters, oldest first."""
+        leads = t.prompt.c.cluster == t.prompt.c.prompt_id
+        oldest_first = (t.prompt.c.created_ms, t.prompt.c.prompt_id)
+        query = select(t.prompt.c.cluster, t.prompt.c.text).where(leads).order_by(*oldest_first)
+        index = ClusterIndex()
+        for row in connection.execute(query):
+            index.add(row.cluster, row.text)
+        return index
 
     def add_clips(
         self, clips: Iterable[ClipRecord], *, project: str = "default", label: str | None = None
@@ -258,6 +327,7 @@ class Store:
         A clip whose bytes are already there keeps its first record. Prompts are added as needed.
 
         Args:
+            project: the project they belong to, made if new; the same bytes may belong to several.
             label: shows progress under this name.
         Raises: UserError naming a file that is missing, damaged or no video.
         """
@@ -285,7 +355,6 @@ class Store:
             values.append(
                 {
                     "sha256": sha256,
-                    "project": project,
                     "task_kind": record.task_kind,
                     "model": record.model,
                     "stage": record.stage,
@@ -302,8 +371,11 @@ class Store:
                 }
             )
         with self.write() as connection:
-            ids = self._add_prompts(
-                connection, [PromptRecord(record.prompt, record.language) for record in records]
+            project_id = self.project_id(connection, project)
+            ids = self.add_prompts(
+                connection,
+                project_id,
+                [PromptRecord(record.prompt, record.language) for record in records],
             )
             known = dict(connection.execute(select(t.clip.c.sha256, t.clip.c.id)).tuples().all())
             for row, prompt_id in zip(values, ids, strict=True):
@@ -311,7 +383,23 @@ class Store:
                     result = connection.execute(insert(t.clip).values(prompt_id=prompt_id, **row))
                     assert result.inserted_primary_key is not None
                     known[row["sha256"]] = result.inserted_primary_key[0]
-        return [known[row["sha256"]] for row in values]
+            clip_ids = [known[row["sha256"]] for row in values]
+            self._share_clips(connection, project_id, clip_ids)
+        return clip_ids
+
+    def _share_clips(
+        self, connection: Connection, project_id: int, clip_ids: Sequence[int]
+    ) -> None:
+        """Makes clips part of a project; their bytes stay where they are."""
+        here = t.project_clip.c.project_id == project_id
+        there = self._known(connection, t.project_clip.c.clip_id, sorted(set(clip_ids)), here)
+        rows = [
+            {"project_id": project_id, "clip_id": clip_id, "created_ms": self.now_ms()}
+            for clip_id in dict.fromkeys(clip_ids)
+            if clip_id not in there
+        ]
+        if rows:
+            connection.execute(insert(t.project_clip), rows)
 
     def create_tasks(
         self,
@@ -321,6 +409,7 @@ class Store:
         round_number: int = 0,
         priority: int = 0,
         prompt_ids: Sequence[str] | None = None,
+        project: str | None = None,
         presentation: PresentationConfig | None = None,
         label: str | None = None,
     ) -> list[int]:
@@ -330,6 +419,7 @@ class Store:
             need: judgments wanted per task, from different annotators.
             round_number: of the annotate -> train -> align cycle.
             prompt_ids: the prompt each task shows; by default that of its first clip.
+            project: the project of the tasks; by default the first that each group's first clip came in with.
             label: shows progress under this name.
         Raises: UserError if a group has fewer than 2 or more than 6 clips, names one twice, or mixes t2v with i2v.
         """
@@ -372,7 +462,6 @@ class Store:
                 pictures = [c.first_frame_key for c in clips if c.first_frame_key]
                 values = {
                     "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,
-                    "project": clips[0].project,
                     "task_kind": clips[0].task_kind,
                     "round": round_number,
                     "need_n": need,
@@ -387,8 +476,12 @@ class Store:
                 planned.append((values, clips, copies))
         ids = []
         with self.write() as connection:
+            named = None if project is None else self.project_id(connection, project)
+            owners = self._owners(connection, [clips[0].id for _, clips, _ in planned])
             for values, clips, copies in planned:
-                result = connection.execute(insert(t.task).values(values))
+                owner = owners[clips[0].id] if named is None else named
+                self._share_clips(connection, owner, [clip.id for clip in clips])
+                result = connection.execute(insert(t.task).values(project_id=owner, **values))
                 assert result.inserted_primary_key is not None
                 ids.append(result.inserted_primary_key[0])
                 connection.execute(
@@ -404,6 +497,21 @@ class Store:
                     ],
                 )
         return ids
+
+    @staticmethod
+    def _owners(connection: Connection, clip_ids: Sequence[int]) -> dict[int, int]:
+        """The first project of each clip."""
+        member = t.project_clip.c
+        first = sa.func.min(member.project_id)
+        return {
+            clip_id: project_id
+            for part in _chunks(sorted(set(clip_ids)), 500)
+            for clip_id, project_id in connection.execute(
+                select(member.clip_id, first)
+                .where(member.clip_id.in_(part))
+                .group_by(member.clip_id)
+            )
+        }
 
     def clips_without_task(self, k: int) -> list[list[int]]:
         """Clips that no task shows yet, in groups of up to `k` (at least 2) of one prompt and task kind."""
@@ -502,21 +610,3 @@ def _copy(source: Path, target: Path) -> None:
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _shingles(text: str) -> frozenset[str]:
-    """Words and word pairs; single characters where a text has no spaces (Chinese)."""
-    normalised = normalise_prompt(text)
-    words = normalised.split()
-    if any("\u4e00" <= character <= "\u9fff" for character in normalised):
-        words = [character for character in normalised if not character.isspace()]
-    return frozenset(words) | {f"{a} {b}" for a, b in pairwise(words)}
-
-
-def _nearest_cluster(text: str, leaders: dict[str, frozenset[str]]) -> str | None:
-    """The first cluster whose leader is a near-duplicate. Only leaders are compared, so clusters never chain."""
-    shingles = _shingles(text)
-    for cluster, other in leaders.items():
-        if len(shingles & other) >= NEAR_DUPLICATE_JACCARD * len(shingles | other):
-            return cluster
-    return None

@@ -185,7 +185,9 @@ class DiTGenerator(GuidedVelocity, SamplesClips):
         card = {
             "format": GENERATOR_FORMAT,
             "role": self.role,
-            "architecture": self.denoiser.config.model_dump(mode="json", exclude={"compile"}),
+            "architecture": self.denoiser.config.model_dump(
+                mode="json", exclude={"compile", "attention"}
+            ),
             "spec": asdict(self.spec),
             "sampler": asdict(self.sampler),
             "frame_shape": list(self.frame_shape),

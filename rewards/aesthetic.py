@@ -15,21 +15,23 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from reelhf.config import Config
+from rewards.backbones import IMAGE, build
 from rewards.base import FrameSelection
 from rewards.module import RewardModule
-from rewards.preprocess import HALF_MEAN, HALF_STD, fit_area, normalise, resize, stratified_frames
+from rewards.preprocess import stratified_frames
+from rewards.recipes import PixelRecipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, SiglipVisionConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 
 class AestheticConfig(Config):
     """Size of the tiny image encoder, or the folder of a real one."""
 
-    dimensions: tuple[Literal["aesthetic_quality"], ...] = ("aesthetic_quality",)
-    """What it scores."""
+    dimensions: tuple[Literal["aesthetic_quality", "texture_quality"], ...] = ("aesthetic_quality",)
+    """What it scores; texture_quality is taught by `reelhf rewards texture`, without votes."""
     backbone: str | None = None
-    """A local folder or hub id of a SigLIP; None builds the tiny one below, to be pre-trained on captioned clips."""
+    """A local folder or hub id of a SigLIP, SigLIP 2 or CLIP; None builds the tiny SigLIP below, to be pre-trained on captioned clips."""
     hidden_size: PositiveInt = 96
     """Width of the image encoder."""
     num_layers: PositiveInt = 3
@@ -40,30 +42,20 @@ class AestheticConfig(Config):
     """Side of a patch in pixels."""
     area: PositiveInt = 128 * 128
     """Pixels per keyframe after the resize: large enough that the refiner's detail is visible."""
+    preprocessing: Literal["area", "processor"] | PixelRecipe = "area"
+    """How frames are made to fit: about `area` pixels; as the backbone's own processor does, whose numbers are then kept with the checkpoint; or these."""
     num_keyframes: PositiveInt = 3
     """Frames looked at per clip."""
     softmin_share: float = Field(0.3, ge=0, le=1)
     """Share of the soft-min over keyframes in the clip's score; the rest is their mean."""
     softmin_temperature: PositiveFloat = 0.5
     """Width of the soft-min, in logits."""
+    uncertainty: bool = False
+    """Also say how sure each score is, for a `loss.kind: gaussian` training."""
     max_text_tokens: PositiveInt = 128
     """Longer captions are cut; the text tower serves pre-training only."""
     vocab_size: PositiveInt = 640
     """Tokens of the tokenizer trained on the captions."""
-
-
-def tiny_siglip_config(config: AestheticConfig) -> SiglipVisionConfig:
-    """A SigLIP vision tower of a few hundred thousand parameters."""
-    from transformers import SiglipVisionConfig
-
-    return SiglipVisionConfig(
-        hidden_size=config.hidden_size,
-        intermediate_size=3 * config.hidden_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        image_size=int(config.area**0.5),
-        patch_size=config.patch_size,
-    )
 
 
 def mean_with_softmin(scores: Tensor, *, share: float, temperature: float) -> Tensor:
@@ -74,10 +66,10 @@ def mean_with_softmin(scores: Tensor, *, share: float, temperature: float) -> Te
 
 
 class AestheticReward(RewardModule):
-    """SigLIP image encoder on keyframes: aesthetic_quality."""
+    """SigLIP, SigLIP 2 or CLIP image encoder on keyframes: aesthetic_quality."""
 
     kind: ClassVar[str] = "siglip_aesthetic"
-    readouts: ClassVar[tuple[str, ...]] = ("head.",)
+    readouts: ClassVar[tuple[str, ...]] = ("head.", "spread.", "log_tie_width")
     config_class: ClassVar[type[Config]] = AestheticConfig
     settings: AestheticConfig
 
@@ -86,19 +78,22 @@ class AestheticReward(RewardModule):
         config: AestheticConfig,
         tokenizer: PreTrainedTokenizerFast,
         *,
-        backbone_config: SiglipVisionConfig | None = None,
+        backbone_config: PretrainedConfig | None = None,
     ) -> None:
-        from transformers import SiglipVisionModel
-
         super().__init__(config, tokenizer)
-        if backbone_config is None and config.backbone is not None:
-            self.backbone = SiglipVisionModel.from_pretrained(config.backbone)
-        else:
-            self.backbone = SiglipVisionModel(backbone_config or tiny_siglip_config(config))
-        hidden = self.backbone.config.hidden_size
+        self.family, self.backbone = build(
+            IMAGE, config.backbone, backbone_config, tiny="siglip", settings=config
+        )
+        size = self.backbone.config
+        self.recipe = self.make_recipe(
+            self.family.recipe(size), multiple=size.patch_size, area_kernel="bicubic"
+        )
+        hidden = size.hidden_size
         self.head = nn.Sequential(
             nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, len(self.dimensions))
         )
+        if config.uncertainty:
+            self.spread = self.spread_head(2 * hidden)
 
     def select(
         self, num_frames: int, fps: float, generator: torch.Generator | None = None
@@ -107,25 +102,23 @@ class AestheticReward(RewardModule):
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled and mean-of-patches features [N, 2 H] of images [N, 3, H, W] in [0, 1]."""
-        images = images[:, :, None]
-        size = fit_area(
-            *images.shape[-2:], area=self.settings.area, multiple=self.backbone.config.patch_size
-        )
-        pixels = normalise(resize(images, size), HALF_MEAN, HALF_STD).squeeze(2)
-        out = self.backbone(pixels, interpolate_pos_encoding=True)
-        return torch.cat([out.pooler_output, out.last_hidden_state.mean(1)], dim=1)
+        pixels = self.recipe(images[:, :, None]).squeeze(2)
+        pooled, patches = self.family.states(self.backbone, pixels)
+        return torch.cat([pooled, patches.mean(1)], dim=1)
 
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         batch, _, count = frames.shape[:3]
         images = frames.transpose(1, 2).flatten(0, 1)  # [B * F', 3, H, W]
-        per_frame = (
-            self.head(self.features(images)).view(batch, count, -1).transpose(1, 2)
-        )  # [B, D, F']
+        features = self.features(images)
+        per_frame = self.head(features).view(batch, count, -1).transpose(1, 2)  # [B, D, F']
         values = mean_with_softmin(
             per_frame,
             share=self.settings.softmin_share,
             temperature=self.settings.softmin_temperature,
         )
+        if self.settings.uncertainty:
+            spread = self.spread(features.view(batch, count, -1).mean(1))
+            values = torch.cat([values, spread], dim=1)
         return values, {"worst_keyframe": per_frame[:, 0].detach().amin(-1)}

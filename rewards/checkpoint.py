@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from reelhf.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from rewards.ensemble import EnsembleReward
     from rewards.module import RewardModule
 
 
@@ -26,18 +25,14 @@ def reward_class(type_name: str) -> type[RewardModule]:
     return getattr(import_module(module), name)
 
 
-def load_reward(path: Path | str) -> RewardModule | EnsembleReward:
-    """A frozen reward model (see `RewardModule.freeze`) from a sealed checkpoint folder, or an ensemble from a folder of them."""
+def load_reward(path: Path | str) -> RewardModule:
+    """A frozen reward model (see `RewardModule.freeze`) from a sealed checkpoint folder."""
     from reelhf.run import verify
-    from rewards.ensemble import EnsembleReward, member_folders
     from rewards.module import read_reward_json
 
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"no reward checkpoint at {folder}")
-    members = member_folders(folder)
-    if members:
-        return EnsembleReward([load_reward(member) for member in members])
     described = read_reward_json(folder)
     verify(folder)
     return reward_class(described["type"]).load(folder).freeze()

@@ -32,6 +32,27 @@ config_command(
     },
     next_step="reelhf rewards eval {out} --preferences DIR --out DIR",
 )
+config_command(
+    app,
+    "texture",
+    "rewards.texture:TextureConfig",
+    "rewards.texture:train_texture",
+    help="Train the refiner's texture reward: original against degraded frames, no votes.",
+    paths={"clips": "folder of captioned clips, sharp ones"},
+    next_step="reelhf rlhf train configs/rlhf/toy_refiner.yaml with weights for texture_quality and {out} as rewards",
+)
+
+
+@app.command("merge")
+def merge(
+    reward: Annotated[Path, typer.Argument(help="one reward trained with `lora`")],
+    out: Annotated[Path, typer.Option(help="where the self-contained reward goes")],
+) -> None:
+    """Add a reward's low-rank deltas to its backbone: the same scores from one folder that needs no other."""
+    from rewards.lora import merge_reward
+
+    typer.echo(f"written to {merge_reward(reward, out)}")
+    typer.echo("next: reelhf rewards eval on the folder that holds it")
 
 
 config_command(

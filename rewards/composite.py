@@ -13,6 +13,8 @@ from reelhf.errors import UserError, did_you_mean
 from rewards.base import CompositeScores, FrameSelection, RewardModel
 
 MODEL_FOLDERS = ("foundational", "motion", "aesthetic")
+SCORED_FOLDERS = (*MODEL_FOLDERS, "texture")
+"""Models that learn from verdicts, and the one that learns without (`rewards.texture`)."""
 
 
 def soft_cap(z: Tensor, cap: float) -> Tensor:
@@ -135,8 +137,8 @@ class CompositeReward(nn.Module):
             parts |= scores.parts
         if self.pessimism and all(spread is None for spread in spreads):
             raise UserError(
-                f"pessimism is {self.pessimism:g}, but none of these rewards knows how sure it is; expected an ensemble (a folder of "
-                "checkpoints in the place of one), or pessimism 0"
+                f"pessimism is {self.pessimism:g}, but none of these rewards knows how sure it is; expected an ensemble or a reward "
+                "with a spread of its own, or pessimism 0"
             )
         z = soft_cap(torch.cat(z_scores, dim=1), self.cap)  # [B, D]
         weights = torch.tensor(
@@ -178,13 +180,13 @@ def load_composite(
     *,
     pessimism: float = 0.0,
 ) -> CompositeReward:
-    """The frozen composite of whichever of foundational/, motion/ and aesthetic/ the folder holds; each a checkpoint or an ensemble."""
+    """The frozen composite of whichever of foundational/, motion/, aesthetic/ and texture/ the folder holds."""
     from rewards.checkpoint import load_reward
 
-    found = [Path(folder) / name for name in MODEL_FOLDERS if (Path(folder) / name).is_dir()]
+    found = [Path(folder) / name for name in SCORED_FOLDERS if (Path(folder) / name).is_dir()]
     if not found:
         raise UserError(
-            f"{folder} holds no reward model; expected one of {', '.join(MODEL_FOLDERS)}/"
+            f"{folder} holds no reward model; expected one of {', '.join(SCORED_FOLDERS)}/"
         )
     models = [load_reward(path) for path in found]
     return CompositeReward(models, weights, cap, max_gradient_norm, pessimism=pessimism)

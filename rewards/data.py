@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,28 @@ class Vote:
     weight: float
     explicit: bool
     same_stage: bool
+    annotator: str = ""
+    agreement: float | None = None
+    """Share of the other annotators who said the same of this pair; None where nobody else judged it."""
+    judgment: str = ""
+    """The judgment it was derived from."""
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A free choice of the best and the worst of all clips of a task, in one dimension."""
+
+    best: int
+    worst: int
+    """Indices into the task's clips."""
+    shown: tuple[int, ...]
+    """The clips that were to choose from."""
+    dimension: str
+    judgment: str
+    annotator: str = ""
+    weight: float = 1.0
+    agreement: float | None = None
+    """That of the pair best against worst."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,7 @@ class RewardTask:
     clips: tuple[str, ...]
     """sha256 of each."""
     votes: tuple[Vote, ...]
+    picks: tuple[Pick, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,8 +109,12 @@ def load_tasks(
                 float(row["weight"]),
                 row["kind"] == "explicit",
                 bool(row["same_stage"]),
+                row["annotator"],
+                row.get("agreement"),
+                row["judgment_ids"][0] if row["judgment_ids"] else "",
             )
         )
+    judgments = {row["judgment_id"]: row for row in data.judgments}
     return [
         RewardTask(
             task_id,
@@ -96,9 +123,35 @@ def load_tasks(
             task["row"]["split"],
             tuple(task["clips"]),
             tuple(task["votes"]),
+            tuple(_picks(task["votes"], task["clips"], judgments)),
         )
         for task_id, task in tasks.items()
     ]
+
+
+def _picks(
+    votes: Sequence[Vote], clips: Mapping[str, int], judgments: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Pick]:
+    """The free best-and-worst picks behind the votes of a task."""
+    for vote in votes:
+        row = judgments.get(vote.judgment)
+        if not vote.explicit or row is None or row["kind"] != "best_worst":
+            continue
+        if row["best"] is None or row["constrained"]:
+            continue  # a tie, or a pick after a veto: the other clips were not free to be chosen
+        shown = tuple(clips.get(sha, -1) for sha in row["candidates"])
+        if -1 in shown:
+            continue  # implied pairs were left out of the export: the other clips are not known here
+        yield Pick(
+            shown[row["best"]],
+            shown[row["worst"]],
+            shown,
+            vote.dimension,
+            vote.judgment,
+            vote.annotator,
+            vote.weight,
+            vote.agreement,
+        )
 
 
 def load_clips(data: PreferenceData, tasks: Sequence[RewardTask]) -> dict[str, Clip]:
@@ -133,7 +186,12 @@ def group_by_shape(clips: Sequence[Clip]) -> list[tuple[list[int], Tensor, Tenso
 def score_clips(
     model: Any, clips: Mapping[str, Clip], pairs: Sequence[tuple[str, str]], *, batch_size: int = 32
 ) -> dict[tuple[str, str], Tensor]:
-    """Score (sha256, prompt) pairs with the fixed frame choice: values [D] on the CPU, NaN where invalid."""
+    """Score (sha256, prompt) pairs with the fixed frame choice: values [D] on the CPU, NaN where invalid.
+
+    A model that compares has each clip beat the others of its prompt: its score is the mean of those logits.
+    """
+    if model.compares:
+        return _score_against_siblings(model, clips, pairs)
     scores: dict[tuple[str, str], Tensor] = {}
     unique = list(dict.fromkeys(pairs))
     device = next(model.parameters()).device
@@ -149,3 +207,35 @@ def score_clips(
             ).values
             scores.update({unique[i]: v.cpu() for i, v in zip(rows[part], values, strict=True)})
     return scores
+
+
+def _score_against_siblings(
+    model: Any, clips: Mapping[str, Clip], pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Tensor]:
+    """Mean logit [D] with which each clip beats the others of its prompt; NaN for one that is alone."""
+    device = next(model.parameters()).device
+    by_prompt: dict[str, list[str]] = {}
+    for sha, prompt in dict.fromkeys(pairs):
+        by_prompt.setdefault(prompt, []).append(sha)
+    beats: dict[tuple[str, str], list[Tensor]] = {
+        (sha, prompt): [] for prompt, shas in by_prompt.items() for sha in shas
+    }
+    for prompt, shas in by_prompt.items():
+        for i, first in enumerate(shas):
+            for second in shas[i + 1 :]:
+                one, other = (
+                    clips[sha].frames[None].float().to(device) / 255 for sha in (first, second)
+                )
+                value = model.score(
+                    one,
+                    selection=model.select(one.shape[2], clips[first].fps),
+                    fps=clips[first].fps,
+                    prompts=[prompt],
+                    reference=other,
+                ).values[0]
+                beats[first, prompt].append(value.cpu())
+                beats[second, prompt].append(-value.cpu())
+    unknown = torch.full((len(model.dimensions),), float("nan"))
+    return {
+        key: torch.stack(found).nanmean(0) if found else unknown for key, found in beats.items()
+    }

@@ -15,70 +15,42 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt, field_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from reelhf.config import Config
-from rewards.base import FrameSelection
-from rewards.module import RewardModule
-from rewards.preprocess import (
-    CLIP_MEAN,
-    CLIP_STD,
-    fit_area,
-    normalise,
-    pad_frames,
-    patchify_qwen,
-    resize,
-    stratified_frames,
-)
-from rewards.tokens import (
-    IMAGE_PAD,
-    PAD,
-    VIDEO_PAD,
-    VISION_END,
-    VISION_START,
-    pad_right,
-    reward_token,
-)
+from rewards.backbones.language import video_token_types
+from rewards.tokens import pad_right, reward_token
+from rewards.vision_language import VisionLanguageConfig, VisionLanguageReward
 from rewards.words import WordHead
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-INITIALIZER_RANGE = 0.08
-"""Of weights: about 1 / sqrt(hidden size); the usual 0.02 suits models ten times wider and learns far slower here."""
 BEFORE_PROMPT = ("structural_stability",)
 AFTER_PROMPT = ("prompt_following",)
 
 
-class FoundationalConfig(Config):
-    """Size of the tiny vision-language model, or the folder of a real one."""
+class FoundationalConfig(VisionLanguageConfig):
+    """The vision-language model that reads scores at reward tokens."""
 
     dimensions: tuple[Literal["prompt_following", "structural_stability"], ...] = (
         "prompt_following",
         "structural_stability",
     )
     """What it scores; structural_stability is read before the prompt, prompt_following after it."""
-    backbone: str | None = None
-    """A local folder or hub id of a Qwen2.5-VL; None builds the tiny one below, to be pre-trained on captioned clips."""
-    hidden_size: PositiveInt = 96
-    """Width of the language model and of the vision tower."""
-    num_layers: PositiveInt = 3
-    """Layers of the language model."""
-    vision_layers: PositiveInt = 2
-    """Layers of the vision tower."""
-    num_heads: PositiveInt = 4
-    """Attention heads of both."""
-    patch_size: PositiveInt = 8
-    """Side of a vision patch in pixels; 2x2 of them and 2 frames make one token."""
-    area: PositiveInt = 64 * 64
-    """Pixels per frame after the resize; the aspect ratio is kept."""
-    num_frames: PositiveInt = 6
-    """Frames looked at per clip, one per equal stretch of it."""
-    vocab_size: PositiveInt = 640
-    """Tokens of the tokenizer trained on the captions."""
-    max_text_tokens: PositiveInt = 128
-    """Longer prompts are cut."""
+
+    reads: Literal["all", "reward_tokens"] = "all"
+    """all: the language model at the reward token, the vision tower by itself and how well the prompt's words fit the clip, which is what a tiny
+    pre-trained model needs. reward_tokens: a linear head at each reward token and nothing else, for a real backbone."""
+
+    @model_validator(mode="after")
+    def _pre_trained_reads_all(self) -> FoundationalConfig:
+        if self.reads == "reward_tokens" and self.backbone is None:
+            raise ValueError(
+                "reads is reward_tokens without a backbone; expected the folder or hub id of one, or reads: all"
+            )
+        return self
 
     @field_validator("dimensions")
     @classmethod
@@ -86,59 +58,18 @@ class FoundationalConfig(Config):
         return tuple(sorted(set(value)))
 
 
-def tiny_qwen_config(
-    config: FoundationalConfig, tokenizer: PreTrainedTokenizerFast
-) -> Qwen2_5_VLConfig:
-    """A Qwen2.5-VL of a few hundred thousand parameters for this tokenizer."""
-    from transformers import Qwen2_5_VLConfig
-
-    token = tokenizer.convert_tokens_to_ids
-    head = config.hidden_size // config.num_heads
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": config.hidden_size,
-            "intermediate_size": 3 * config.hidden_size,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.num_heads,
-            "initializer_range": INITIALIZER_RANGE,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [head // 2 - 2 * (head // 6), head // 6, head // 6],
-            },
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": token(PAD),
-        },
-        vision_config={
-            "depth": config.vision_layers,
-            "hidden_size": config.hidden_size,
-            "intermediate_size": 3 * config.hidden_size,
-            "num_heads": config.num_heads,
-            "patch_size": config.patch_size,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "out_hidden_size": config.hidden_size,
-            "window_size": 1024,
-            "fullatt_block_indexes": list(range(config.vision_layers)),
-            "initializer_range": INITIALIZER_RANGE,
-        },
-        image_token_id=token(IMAGE_PAD),
-        video_token_id=token(VIDEO_PAD),
-        vision_start_token_id=token(VISION_START),
-        vision_end_token_id=token(VISION_END),
-        tie_word_embeddings=True,
-    )
-
-
-class FoundationalReward(RewardModule):
-    """Qwen2.5-VL with reward tokens: prompt_following and structural_stability."""
+class FoundationalReward(VisionLanguageReward):
+    """Qwen2.5-VL or Qwen3-VL with reward tokens: prompt_following and structural_stability."""
 
     kind: ClassVar[str] = "qwen_vl_foundational"
-    readouts: ClassVar[tuple[str, ...]] = ("heads.", "sight.", "agree.", "words.weight")
+    readouts: ClassVar[tuple[str, ...]] = (
+        "heads.",
+        "sight.",
+        "agree.",
+        "words.weight",
+        "spread.",
+        "log_tie_width",
+    )
     config_class: ClassVar[type[Config]] = FoundationalConfig
     settings: FoundationalConfig
 
@@ -147,49 +78,41 @@ class FoundationalReward(RewardModule):
         config: FoundationalConfig,
         tokenizer: PreTrainedTokenizerFast,
         *,
-        backbone_config: Qwen2_5_VLConfig | None = None,
+        backbone_config: PretrainedConfig | None = None,
     ) -> None:
-        from transformers import Qwen2_5_VLModel
-
-        super().__init__(config, tokenizer)
-        if backbone_config is None and config.backbone is not None:
-            self.backbone = Qwen2_5_VLModel.from_pretrained(config.backbone)
-            self.backbone.resize_token_embeddings(len(tokenizer))
-        else:
-            self.backbone = Qwen2_5_VLModel(backbone_config or tiny_qwen_config(config, tokenizer))
-        self.backbone.config.use_cache = False
-        vision = self.backbone.config.vision_config
-        self.patch, self.merge, self.temporal = (
-            vision.patch_size,
-            vision.spatial_merge_size,
-            vision.temporal_patch_size,
-        )
+        super().__init__(config, tokenizer, backbone_config=backbone_config)
         hidden = self.backbone.config.text_config.hidden_size
-        self.summary = nn.Sequential(
-            nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
-        )
-        self.words = WordHead(hidden, len(tokenizer))
+        if config.reads == "all":
+            self.summary = nn.Sequential(
+                nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
+            )
+            self.words = WordHead(hidden, len(tokenizer))
         # each score: what the language model says at the reward token, what the vision tower says by itself, and, after
         # the prompt, how well clip and prompt agree
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, 1) for name in self.dimensions})
-        self.sight = nn.ModuleDict({name: nn.Linear(2 * hidden, 1) for name in self.dimensions})
-        self.agree = nn.ModuleDict(
-            {name: nn.Linear(4, 1) for name in self.dimensions if name in AFTER_PROMPT}
-        )
-        for head in (*self.heads.values(), *self.sight.values()):
+        if config.reads == "all":
+            self.sight = nn.ModuleDict({name: nn.Linear(2 * hidden, 1) for name in self.dimensions})
+            self.agree = nn.ModuleDict(
+                {name: nn.Linear(4, 1) for name in self.dimensions if name in AFTER_PROMPT}
+            )
+            for head in self.agree.values():  # begins as the agreement of the words alone
+                head.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
+        for head in (*self.heads.values(), *getattr(self, "sight", {}).values()):
             nn.init.normal_(head.weight, std=0.02)
-        for head in self.agree.values():  # begins as the agreement of the words alone
-            head.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
+        if config.uncertainty:
+            self.spread = self.spread_head(
+                hidden if config.reads == "reward_tokens" else 2 * hidden
+            )
         token = tokenizer.convert_tokens_to_ids
         self.reward_ids = {name: token(reward_token(name)) for name in self.dimensions}
         self.before = [self.reward_ids[n] for n in BEFORE_PROMPT if n in self.reward_ids]
         self.after = [self.reward_ids[n] for n in AFTER_PROMPT if n in self.reward_ids]
-        self.vision_ids = (token(VISION_START), token(VIDEO_PAD), token(VISION_END))
 
-    def select(
-        self, num_frames: int, fps: float, generator: torch.Generator | None = None
-    ) -> FrameSelection:
-        return FrameSelection(stratified_frames(num_frames, self.settings.num_frames, generator))
+    def look(self, frames: Tensor) -> tuple[Any, tuple[int, int, int]]:
+        """The vision tower's output on frames [B, 3, F, H, W] and the grid (t, h, w) of one clip."""
+        patches, grid = self.patches(frames)
+        grids = torch.tensor([grid] * len(frames), device=frames.device)
+        return self.backbone.get_video_features(patches, grids, return_dict=True), grid
 
     def see(self, frames: Tensor) -> tuple[Any, tuple[int, int, int], Tensor]:
         """The vision tower on frames [B, 3, F, H, W].
@@ -197,18 +120,7 @@ class FoundationalReward(RewardModule):
         Returns: its output, the grid (t, h, w) of one clip, and what its tokens say: the level over time and the unrest
         from time to time, [B, 2 H].
         """
-        size = fit_area(
-            *frames.shape[-2:], area=self.settings.area, multiple=self.patch * self.merge
-        )
-        frames = normalise(resize(frames, size), CLIP_MEAN, CLIP_STD)
-        patches, grid = patchify_qwen(
-            pad_frames(frames, self.temporal),
-            patch=self.patch,
-            merge=self.merge,
-            temporal=self.temporal,
-        )
-        grids = torch.tensor([grid] * len(frames), device=frames.device)
-        seen = self.backbone.get_video_features(patches, grids, return_dict=True)
+        seen, grid = self.look(frames)
         said = self.summary(torch.stack(list(seen.pooler_output)))  # [B, t * h * w / 4, H]
         said = said.unflatten(1, (grid[0], -1)).mean(2)  # [B, t, H]
         unrest = torch.zeros_like(said[:, 0])
@@ -221,33 +133,36 @@ class FoundationalReward(RewardModule):
         return self.words(summary.chunk(2, dim=1)[0])
 
     def read(
-        self, seen: Any, grid: tuple[int, int, int], fps: Tensor, prompts: list[list[int]]
+        self,
+        seen: Any,
+        grid: tuple[int, int, int],
+        num_frames: int,
+        fps: Tensor,
+        prompts: list[list[int]],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The language model on what was seen and the prompts.
 
         Returns: hidden states [B, L, H], the token ids [B, L] and the mask of prompt tokens [B, L].
         """
-        num_video = grid[0] * grid[1] * grid[2] // self.merge**2
-        start, pad, end = self.vision_ids
-        head = [start, *[pad] * num_video, end, *self.before]
+        heads = [
+            [*self.video_tokens(grid, num_frames, rate), *self.before] for rate in fps.tolist()
+        ]
         ids, mask = pad_right(
-            [[*head, *prompt, *self.after] for prompt in prompts],
+            [[*head, *prompt, *self.after] for head, prompt in zip(heads, prompts, strict=True)],
             self.tokenizer.pad_token_id,
             device=fps.device,
         )
-        token_types = torch.zeros_like(ids)
-        # 2 marks video; without it Qwen2.5-VL silently falls back to 1-D positions
-        token_types[:, 1 : 1 + num_video] = 2
         states = self.backbone(
             input_ids=ids,
             attention_mask=mask.long(),
             mm_encoder_outputs={"video": seen},
             video_grid_thw=torch.tensor([grid] * len(ids), device=ids.device),
-            second_per_grid_ts=self.temporal / fps,
-            mm_token_type_ids=token_types,
+            mm_token_type_ids=video_token_types(ids, self.tokenizer),
+            **self.family.timing(fps, self.temporal),
         ).last_hidden_state
         is_prompt = mask.clone()
-        is_prompt[:, : len(head)] = False
+        for row, head in zip(is_prompt, heads, strict=True):
+            row[: len(head)] = False
         for token in self.after:
             is_prompt &= ids != token
         return states, ids, is_prompt
@@ -266,7 +181,7 @@ class FoundationalReward(RewardModule):
         """Raw logits [B, D], log-probabilities of the prompt's tokens [B, L], which tokens those are [B, L], and
         log-probabilities of words [B, V]."""
         seen, grid, summary = self.see(frames)
-        states, ids, is_prompt = self.read(seen, grid, fps, prompts)
+        states, ids, is_prompt = self.read(seen, grid, frames.shape[2], fps, prompts)
         words = self.words_of(summary)
         log_probs = self.prompt_log_probs(states, ids, is_prompt)
         # the whole prompt, and its least expected word (soft-min); tens of nats, so scaled towards one
@@ -274,16 +189,28 @@ class FoundationalReward(RewardModule):
         agreement = torch.cat([surprise, self.words.match(words, prompts)], dim=1)
         values = []
         for name in self.dimensions:
-            at = torch.eq(ids, self.reward_ids[name]).float().argmax(1)
-            state = states[torch.arange(len(ids), device=ids.device), at]
-            value = self.heads[name](state) + self.sight[name](summary)
+            value = self.heads[name](self.state_at(states, ids, name)) + self.sight[name](summary)
             if name in AFTER_PROMPT:
                 value = value + self.agree[name](agreement)
             values.append(value)
-        return torch.cat(values, dim=1), log_probs, is_prompt, words
+        spread = [self.spread(summary)] if self.settings.uncertainty else []
+        return torch.cat([*values, *spread], dim=1), log_probs, is_prompt, words
+
+    def state_at(self, states: Tensor, ids: Tensor, dimension: str) -> Tensor:
+        """The hidden state [B, H] at a dimension's reward token."""
+        at = torch.eq(ids, self.reward_ids[dimension]).float().argmax(1)
+        return states[torch.arange(len(ids), device=ids.device), at]
 
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        values, log_probs, _, _ = self.values_and_log_probs(frames, fps, prompts)
-        return values, {"prompt_log_prob": log_probs.sum(1).detach()}
+        if self.settings.reads == "all":
+            values, log_probs, _, _ = self.values_and_log_probs(frames, fps, prompts)
+            return values, {"prompt_log_prob": log_probs.sum(1).detach()}
+        seen, grid = self.look(frames)
+        states, ids, _ = self.read(seen, grid, frames.shape[2], fps, prompts)
+        found = {name: self.state_at(states, ids, name) for name in self.dimensions}
+        values = [self.heads[name](state) for name, state in found.items()]
+        if self.settings.uncertainty:
+            values.append(self.spread(torch.stack(list(found.values())).mean(0)))
+        return torch.cat(values, dim=1), {}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,17 +17,25 @@ def _same_shape(*tensors: Tensor) -> None:
         raise ValueError(f"expected tensors of one shape, got {', '.join(map(str, shapes))}")
 
 
-def bradley_terry_loss(score_chosen: Tensor, score_rejected: Tensor) -> Tensor:
-    """-log sigma(chosen - rejected) in nats, same shape as the scores [B].
+def bradley_terry_loss(
+    score_chosen: Tensor, score_rejected: Tensor, *, margin: float = 0.0
+) -> Tensor:
+    """-log sigma(chosen - rejected - margin) in nats, same shape as the scores [B].
 
-    Source: Bradley & Terry (1952), as used for reward models in 2203.02155 eq. 1.
+    Source: Bradley & Terry (1952), as used for reward models in 2203.02155 eq. 1; the margin is that of Llama 2,
+    2307.09288 eq. 2, constant as in VideoAlign's trainer (there 0.57).
     """
     _same_shape(score_chosen, score_rejected)
-    return -F.logsigmoid(score_chosen - score_rejected)
+    return -F.logsigmoid(score_chosen - score_rejected - margin)
 
 
 def bradley_terry_ties_loss(
-    score_a: Tensor, score_b: Tensor, preference: Tensor, *, tie_width: float | Tensor
+    score_a: Tensor,
+    score_b: Tensor,
+    preference: Tensor,
+    *,
+    tie_width: float | Tensor,
+    margin: float = 0.0,
 ) -> Tensor:
     """Negative log-likelihood of pairwise votes when annotators may answer "tie".
 
@@ -33,16 +43,63 @@ def bradley_terry_ties_loss(
         score_a, score_b: reward of each clip in logits, no fixed zero, one shape, [B] or [B, D].
         preference: +1 where A won, -1 where B won, 0 for a tie; same shape.
         tie_width: the score gap, in logits, at which the better clip wins half its votes; > 0, broadcastable.
+        margin: by how much more than that the winner has to lead. Above 0 this is a hinge and no likelihood: the three
+            answers' probabilities then sum to less than one.
     Returns: loss per pair in nats, the scores' shape.
     Raises: ValueError if the shapes differ.
     Source: Rao & Kupper (1967) with theta = exp(tie_width), VideoAlign 2501.13918 eq. 2.
     """
     _same_shape(score_a, score_b, preference)
-    gap = score_a - score_b
+    gap = score_a - score_b - margin * preference
     width = torch.as_tensor(tie_width, dtype=gap.dtype, device=gap.device)
     log_p_a, log_p_b = F.logsigmoid(gap - width), F.logsigmoid(-gap - width)
     log_p_tie = log_p_a + log_p_b + torch.log(torch.expm1(2 * width))
     return -log_p_tie.where(preference == 0, log_p_a.where(preference > 0, log_p_b))
+
+
+@lru_cache(maxsize=4)
+def _gauss_hermite(num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Nodes and log-weights of the expectation over a standard normal, [num_nodes] each, in double precision."""
+    nodes, weights = np.polynomial.hermite.hermgauss(num_nodes)
+    return torch.tensor(nodes * math.sqrt(2)), torch.tensor(weights).log() - 0.5 * math.log(math.pi)
+
+
+def gaussian_preference_loss(
+    mean_a: Tensor,
+    mean_b: Tensor,
+    std_a: Tensor,
+    std_b: Tensor,
+    preference: Tensor,
+    *,
+    tie_width: float | Tensor,
+    num_nodes: int = 32,
+) -> Tensor:
+    """-log E[P(vote)] in nats, the reward of each clip being a Gaussian, by Gauss-Hermite quadrature; the means' shape.
+
+    The expectation stands inside the logarithm: a model that is wrong gains by admitting a larger spread. With it outside, as
+    HPSv3 has it (2508.03789), the loss is convex in the gap and the spread can only shrink.
+    P(vote) is Rao & Kupper's (`bradley_terry_ties_loss`); as tie_width goes to 0, E[sigma(z)] of a decided vote.
+    """
+    _same_shape(mean_a, mean_b, std_a, std_b, preference)
+    nodes, log_weights = (x.to(mean_a) for x in _gauss_hermite(num_nodes))
+    spread = (std_a.square() + std_b.square()).sqrt()
+    gap = (mean_a - mean_b)[..., None] + spread[..., None] * nodes  # [..., num_nodes]
+    width = torch.as_tensor(tie_width, dtype=gap.dtype, device=gap.device).expand(mean_a.shape)
+    losses = bradley_terry_ties_loss(
+        gap,
+        torch.zeros_like(gap),
+        preference[..., None].expand_as(gap),
+        tie_width=width[..., None],
+    )
+    return -torch.logsumexp(log_weights - losses, dim=-1)
+
+
+def chance_corrected(agreement: float, chance: float = 1 / 3) -> float:
+    """How far an agreement lies from chance (0) to certainty (1), as in Cohen's kappa; never negative.
+
+    Cohen (1960). Chance is 1/3 for the answers first, second and tie.
+    """
+    return max(0.0, (agreement - chance) / (1 - chance))
 
 
 def tie_width_from_rate(tie_rate: float) -> float:

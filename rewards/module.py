@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ from reelhf.config import Config
 from reelhf.errors import UserError
 from reelhf.progress import silence_transformers
 from rewards.base import FrameSelection, RewardScores
+from rewards.lora import LoraSettings, add_lora, base_state, is_base_weight
 from rewards.preprocess import clamp_straight_through
+from rewards.recipes import PixelRecipe
 from rewards.tokens import encode_texts
 
 if TYPE_CHECKING:
@@ -23,12 +26,15 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 REWARD_SCHEMA_VERSION = 1
+LOG_STD_RANGE = (-5.0, 5.0)
+"""Of a learned spread; beyond it the quadrature of the loss is not exact."""
 
 
 class RewardModule(nn.Module, ABC):
     """Base of the reward models: subclasses implement `values` on clean, selected, clamped frames.
 
-    `mean` and `std` [D] are the validation statistics that z-scores use, `low` and `high` [D] the validated range
+    With `uncertainty` in its settings a model also says the spread of each value. `tie_width` [D] is the gap, in logits, at which the
+    better clip wins half its verdicts. `mean` and `std` [D] are the validation statistics that z-scores use, `low` and `high` [D] the validated range
     (values beyond it are extrapolation: a sign of hacking); logits divided by `temperature` [D] are calibrated. They travel with the checkpoint.
     """
 
@@ -36,7 +42,10 @@ class RewardModule(nn.Module, ABC):
     config_class: ClassVar[type[Config]]
     readouts: ClassVar[tuple[str, ...]]
     """Names of the parts that turn features into scores; the rest is the backbone to an optimizer."""
+    compares: bool = False
+    """Whether it scores a clip against a `reference`."""
     dimensions: tuple[str, ...]
+    recipe: PixelRecipe
     mean: Tensor
     std: Tensor
     low: Tensor
@@ -49,6 +58,9 @@ class RewardModule(nn.Module, ABC):
         self.settings, self.tokenizer = config, tokenizer
         self.dimensions = tuple(config.dimensions)
         self.data_hash: str | None = None
+        self.tie_width: list[float] | None = None
+        self.lora: LoraSettings | None = None
+        self.base: dict[str, str] | None = None
         for name, value in (
             ("mean", 0.0),
             ("std", 1.0),
@@ -58,11 +70,34 @@ class RewardModule(nn.Module, ABC):
         ):
             self.register_buffer(name, torch.full((len(self.dimensions),), value))
 
+    def make_recipe(
+        self, processor: PixelRecipe, *, multiple: int, area_kernel: Literal["bicubic", "bilinear"]
+    ) -> PixelRecipe:
+        """How frames are made to fit, from the settings; `processor` is what the family's own processor does."""
+        chosen = self.settings.preprocessing
+        if isinstance(chosen, PixelRecipe):
+            return chosen
+        processor = processor.model_copy(update={"multiple": multiple})
+        if chosen == "processor":
+            source = self.settings.backbone
+            return processor if source is None else processor.from_folder(source)
+        return PixelRecipe(
+            sizing="area",
+            kernel=area_kernel,
+            mean=processor.mean,
+            std=processor.std,
+            multiple=multiple,
+            area=self.settings.area,
+        )
+
     @abstractmethod
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Raw logits [B, D] and detached parts of finite frames [B, 3, F', H, W] in [0, 1]; prompts as token ids."""
+        """Raw logits [B, D] and detached parts of finite frames [B, 3, F', H, W] in [0, 1]; prompts as token ids.
+
+        With `uncertainty` the logarithm of each one's spread stands behind them, [B, 2 D].
+        """
 
     def select(
         self, num_frames: int, fps: float, generator: torch.Generator | None = None
@@ -95,14 +130,45 @@ class RewardModule(nn.Module, ABC):
             valid.view(-1, 1, 1, 1, 1), frames, 0.0
         )  # NaN must not reach the other clips' gradient
         fps = torch.as_tensor(fps, dtype=torch.float32, device=frames.device).expand(len(frames))
-        if selection.indices is not None and len(selection.indices) > 1:
-            span = selection.indices[-1] - selection.indices[0]
-            fps = fps * (len(selection.indices) - 1) / span  # the rate of the frames that are left
-        values, parts = self.values(clamp_straight_through(clean), fps, list(prompts))
+        fps = selection.rate(fps)
+        more = {}
+        if reference is not None and self.compares:
+            other = self.select(reference.shape[2], float(fps[0])).apply(reference)
+            whole = other.detach().flatten(1).isfinite().all(dim=1)
+            valid = valid & whole
+            other = torch.where(whole.view(-1, 1, 1, 1, 1), other, 0.0)
+            more["reference"] = clamp_straight_through(other)
+        values, parts = self.values(clamp_straight_through(clean), fps, list(prompts), **more)
         valid = valid & values.detach().isfinite().all(dim=1)
-        return RewardScores(values.masked_fill(~valid[:, None], float("nan")), valid, None, parts)
+        values = values.masked_fill(~valid[:, None], float("nan"))
+        if not self.settings.uncertainty:
+            return RewardScores(values, valid, None, parts)
+        values, log_std = values.chunk(2, dim=1)
+        return RewardScores(values, valid, log_std.clamp(*LOG_STD_RANGE).exp(), parts)
 
     forward = score
+
+    def spread_head(self, features: int) -> nn.Linear:
+        """A head for the logarithm of each value's spread, beginning at a spread of one."""
+        head = nn.Linear(features, len(self.dimensions))
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
+
+    @contextmanager
+    def learning_ties(self, width: Tensor, how: object) -> Iterator[None]:
+        """While training: the tie width is `width` [D], or begins there and is learned with the weights if `how` is "learned"."""
+        if how == "learned":
+            self.log_tie_width = nn.Parameter(width.log())
+        yield
+        self.tie_width = self.tie_width_now(width).tolist()
+        if how == "learned":
+            del self.log_tie_width
+
+    def tie_width_now(self, given: Tensor) -> Tensor:
+        """Tie width per dimension [D]: the learned one while one is learned, otherwise the given one."""
+        learned = getattr(self, "log_tie_width", None)
+        return given if learned is None else learned.exp()
 
     def out_of_range(self, values: Tensor) -> Tensor:
         """How far values [B, D] lie beyond the validated range, in standard deviations; 0 inside."""
@@ -122,7 +188,10 @@ class RewardModule(nn.Module, ABC):
         return self
 
     def save(self, folder: Path) -> Path:
-        """Write reward.json, config.json (the backbone's), model.safetensors and the tokenizer; sealed."""
+        """Write reward.json, config.json (the backbone's), model.safetensors and the tokenizer; sealed.
+
+        A model with low-rank deltas on a `base` writes the deltas and everything beside the backbone, and names the base.
+        """
         from safetensors.torch import save_file
 
         from reelhf.run import seal
@@ -130,7 +199,9 @@ class RewardModule(nn.Module, ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {
-            name: t.detach().cpu().contiguous().clone() for name, t in self.state_dict().items()
+            name: t.detach().cpu().contiguous().clone()
+            for name, t in self.state_dict().items()
+            if self.base is None or not is_base_weight(name)
         }
         save_file(state, folder / "model.safetensors")
         self.backbone.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
@@ -147,6 +218,10 @@ class RewardModule(nn.Module, ABC):
             ],
             "temperature": self.temperature.tolist(),
             "data_hash": self.data_hash,
+            "tie_width": self.tie_width,
+            "lora": None if self.lora is None else self.lora.model_dump(mode="json"),
+            "base": self.base,
+            "preprocessing": self.recipe.model_dump(mode="json", exclude_none=True),
         }
         (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")
         seal(folder)
@@ -159,11 +234,27 @@ class RewardModule(nn.Module, ABC):
         from transformers import AutoConfig, PreTrainedTokenizerFast
 
         described = read_reward_json(folder)
-        config = cls.config_class.model_validate(described["config"])
+        settings = dict(described["config"])
+        if (
+            "preprocessing" in described
+        ):  # the numbers it was trained with, whatever the backbone's folder says now
+            settings["preprocessing"] = described["preprocessing"]
+        config = cls.config_class.model_validate(settings)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
         model = cls(config, tokenizer, backbone_config=AutoConfig.from_pretrained(folder))  # type: ignore[call-arg]
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        state, base = load_file(folder / "model.safetensors"), described.get("base")
+        if base is not None:
+            untouched = base_state(base, Path(folder))
+            model.load_state_dict(
+                {k: v for k, v in untouched.items() if is_base_weight(k)}, strict=False
+            )
+        if described.get("lora"):
+            add_lora(model, LoraSettings.model_validate(described["lora"]))
+        missing, unexpected = model.load_state_dict(state, strict=base is None)
+        assert not unexpected and all(map(is_base_weight, missing)), (missing, unexpected)
+        model.base = base
         model.data_hash = described["data_hash"]
+        model.tie_width = described.get("tie_width")
         return model
 
 

@@ -12,25 +12,31 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from reelhf.config import Config
+from rewards.backbones import VIDEO, build
+from rewards.base import FrameSelection
 from rewards.module import RewardModule
-from rewards.preprocess import IMAGENET_MEAN, IMAGENET_STD, fit_area, normalise, pad_frames, resize
+from rewards.preprocess import fixed_rate_frames, pad_frames
+from rewards.recipes import PixelRecipe
 from rewards.words import WordHead
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, VJEPA2Config
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 
 class MotionConfig(Config):
     """Size of the tiny video encoder, or the folder of a real one."""
 
-    dimensions: tuple[Literal["motion_quality"], ...] = ("motion_quality",)
-    """What it scores."""
+    dimensions: tuple[
+        Literal["motion_quality", "motion_artefacts", "motion_amplitude", "motion_vividness"], ...
+    ] = ("motion_quality",)
+    """What it scores, motion_quality first. Sub-scores learn where a verdict names them and weigh nothing unless a weight does: artefacts (fewer are better),
+    amplitude and vividness as people see them, never the size of a measured flow, which prefers either no motion or the most."""
     backbone: str | None = None
-    """A local folder or hub id of a V-JEPA 2; None builds the tiny one below, to be pre-trained on captioned clips."""
+    """A local folder or hub id of a V-JEPA 2 or a VideoMAE; None builds the tiny V-JEPA 2 below, to be pre-trained on captioned clips."""
     hidden_size: PositiveInt = 96
     """Width of the video encoder."""
     num_layers: PositiveInt = 3
@@ -41,33 +47,27 @@ class MotionConfig(Config):
     """Side of a patch in pixels; 2 frames make one tubelet."""
     area: PositiveInt = 64 * 64
     """Pixels per frame after the resize; the aspect ratio is kept."""
+    preprocessing: Literal["area", "processor"] | PixelRecipe = "area"
+    """How frames are made to fit: about `area` pixels; as the backbone's own processor does, whose numbers are then kept with the checkpoint; or these."""
+    sample_fps: PositiveFloat | None = None
+    """Frames looked at per second, at fixed seconds whatever the clip's rate; None looks at every frame."""
     num_queries: PositiveInt = 4
     """Queries of the attentive pooling."""
     vocab_size: PositiveInt = 640
     """Tokens of the tokenizer trained on the captions."""
+    uncertainty: bool = False
+    """Also say how sure each score is, for a `loss.kind: gaussian` training."""
     max_text_tokens: PositiveInt = 128
     """Longer prompts are cut."""
 
-
-def tiny_vjepa2_config(config: MotionConfig) -> VJEPA2Config:
-    """A V-JEPA 2 of a few hundred thousand parameters."""
-    from transformers import VJEPA2Config
-
-    return VJEPA2Config(
-        patch_size=config.patch_size,
-        crop_size=int(config.area**0.5),
-        frames_per_clip=16,
-        tubelet_size=2,
-        hidden_size=config.hidden_size,
-        num_attention_heads=config.num_heads,
-        num_hidden_layers=config.num_layers,
-        mlp_ratio=3.0,
-        pred_hidden_size=config.hidden_size // 2,
-        pred_num_attention_heads=config.num_heads // 2,
-        pred_num_hidden_layers=1,
-        pred_mlp_ratio=2.0,
-        pred_zero_init_mask_tokens=False,
-    )
+    @field_validator("dimensions")
+    @classmethod
+    def _quality_first(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value[:1] != ("motion_quality",) or len(set(value)) != len(value):
+            raise ValueError(
+                f"dimensions are {', '.join(value) or 'none'}; expected motion_quality first and each once"
+            )
+        return value
 
 
 class TemporalProbe(nn.Module):
@@ -156,10 +156,17 @@ class PromptAim(nn.Module):
 
 
 class MotionReward(RewardModule):
-    """V-JEPA 2 encoder, a probe over time and the prompt's words: motion_quality."""
+    """V-JEPA 2 or VideoMAE encoder, a probe over time and the prompt's words: motion_quality."""
 
     kind: ClassVar[str] = "vjepa2_motion"
-    readouts: ClassVar[tuple[str, ...]] = ("head.", "read.", "aim.", "words.weight")
+    readouts: ClassVar[tuple[str, ...]] = (
+        "head.",
+        "read.",
+        "aim.",
+        "words.weight",
+        "spread.",
+        "log_tie_width",
+    )
     config_class: ClassVar[type[Config]] = MotionConfig
     settings: MotionConfig
 
@@ -168,16 +175,16 @@ class MotionReward(RewardModule):
         config: MotionConfig,
         tokenizer: PreTrainedTokenizerFast,
         *,
-        backbone_config: VJEPA2Config | None = None,
+        backbone_config: PretrainedConfig | None = None,
     ) -> None:
-        from transformers import VJEPA2Model
-
         super().__init__(config, tokenizer)
-        if backbone_config is None and config.backbone is not None:
-            self.backbone = VJEPA2Model.from_pretrained(config.backbone)
-        else:
-            self.backbone = VJEPA2Model(backbone_config or tiny_vjepa2_config(config))
+        self.family, self.backbone = build(
+            VIDEO, config.backbone, backbone_config, tiny="vjepa2", settings=config
+        )
         size = self.backbone.config
+        self.recipe = self.make_recipe(
+            self.family.recipe(size), multiple=size.patch_size, area_kernel="bilinear"
+        )
         hidden = size.hidden_size
         self.probe = TemporalProbe(hidden, config.num_queries, config.num_heads)
         self.words = WordHead(self.probe.features, len(tokenizer), num_matches=4)
@@ -190,22 +197,30 @@ class MotionReward(RewardModule):
         self.read = nn.Linear(hidden + 5, len(self.dimensions))
         nn.init.normal_(self.read.weight[:, :hidden], std=0.02)
         nn.init.constant_(self.read.weight[:, hidden:], 0.25)  # begins as agreement with the prompt
+        if config.uncertainty:
+            self.spread = self.spread_head(self.probe.features)
+
+    def select(
+        self, num_frames: int, fps: float, generator: torch.Generator | None = None
+    ) -> FrameSelection:
+        rate = self.settings.sample_fps
+        if rate is None:
+            return FrameSelection(None)
+        return FrameSelection(fixed_rate_frames(num_frames, fps, rate=rate, generator=generator))
 
     def features(self, frames: Tensor, fps: Tensor) -> Tensor:
         """The probe's features [B, 4 * Q * H] of frames [B, 3, F, H, W] in [0, 1] shown at `fps` [B]."""
         pixels = self.pixels(frames)
-        tokens = self.backbone(pixels, skip_predictor=True).last_hidden_state
+        tokens = self.family.tokens(self.backbone, pixels)
         config = self.backbone.config
         rows, columns = (side // config.patch_size for side in pixels.shape[-2:])
         grid = (pixels.shape[1] // config.tubelet_size, rows, columns)
         return self.probe(tokens, grid, config.tubelet_size / fps)
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """What V-JEPA 2 takes: resized, normalised, whole tubelets, time first [B, F, 3, h, w]."""
-        config = self.backbone.config
-        size = fit_area(*frames.shape[-2:], area=self.settings.area, multiple=config.patch_size)
-        frames = normalise(resize(frames, size, "bilinear"), IMAGENET_MEAN, IMAGENET_STD)
-        return pad_frames(frames, config.tubelet_size).transpose(1, 2)
+        """What the encoder takes: resized, normalised, whole tubelets, time first [B, F, 3, h, w]."""
+        tubelet = self.backbone.config.tubelet_size
+        return pad_frames(self.recipe(frames), tubelet).transpose(1, 2)
 
     def values_and_words(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
@@ -215,7 +230,10 @@ class MotionReward(RewardModule):
         words = self.words(features)
         bag = self.words.bag(prompts) * self.words.idf
         agreement = [self.words.match(words, prompts), -self.aim(features, bag)]
-        return self.read(torch.cat([self.head(features), *agreement], dim=1)), words
+        values = self.read(torch.cat([self.head(features), *agreement], dim=1))
+        if self.settings.uncertainty:
+            values = torch.cat([values, self.spread(features)], dim=1)
+        return values, words
 
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]

@@ -35,14 +35,6 @@ def clamp_straight_through(x: Tensor) -> Tensor:
     return _ClampStraightThrough.apply(x)
 
 
-def fit_area(height: int, width: int, *, area: int, multiple: int) -> tuple[int, int]:
-    """The size of about `area` pixels with the aspect ratio of (height, width), both sides multiples of `multiple`."""
-    scale = math.sqrt(area / (height * width))
-    return tuple(
-        max(multiple, round(side * scale / multiple) * multiple) for side in (height, width)
-    )  # type: ignore[return-value]
-
-
 def resize(frames: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
     """Antialiased resize of frames [B, 3, F, H, W] to [B, 3, F, *size]; mode "bicubic" or "bilinear"."""
     batch, channels, num_frames, height, width = frames.shape
@@ -86,6 +78,44 @@ def patchify_qwen(
     #               b  t  h/m w/m m_h m_w c  tp p_h p_w
     x = x.permute(0, 2, 4, 7, 5, 8, 1, 3, 6, 9)
     return x.reshape(batch * t * h * w, channels * temporal * patch * patch), (t, h, w)
+
+
+def patchify_naflex(images: Tensor, *, patch: int) -> Tensor:
+    """Patches [N, h * w, patch * patch * 3] of normalised images [N, 3, H, W] in SigLIP 2's order (row, column, channel)."""
+    count, channels, height, width = images.shape
+    x = images.reshape(count, channels, height // patch, patch, width // patch, patch)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(count, -1, patch * patch * channels)
+
+
+def timestamps(num_frames: int, fps: float, *, temporal: int) -> list[float]:
+    """Seconds of each chunk of `temporal` frames since the first frame: the middle of its first and last frame (Qwen3-VL)."""
+    seconds = [min(i, num_frames - 1) / fps for i in range(num_frames + -num_frames % temporal)]
+    return [(seconds[i] + seconds[i + temporal - 1]) / 2 for i in range(0, len(seconds), temporal)]
+
+
+def fixed_rate_frames(
+    num_frames: int,
+    fps: float,
+    *,
+    rate: float,
+    at_most: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Frames at fixed seconds: one every 1 / `rate` s of a clip at `fps`, from a random start; without a generator from half a step in.
+
+    Indices are long, ascending, distinct. A clip slower than `rate` gives all its frames, one shorter than a step gives one. More than `at_most` are
+    thinned out evenly: the rate that is left is then lower, and has to be told to the model.
+    """
+    step = max(1.0, fps / rate)
+    start = 0.5 if generator is None else float(torch.rand((), generator=generator))
+    times = torch.arange(math.ceil(num_frames / step), dtype=torch.double)
+    indices = torch.unique(((times + start) * step).long())
+    indices = indices[indices < num_frames]
+    if len(indices) == 0:
+        indices = torch.tensor([num_frames // 2])
+    if at_most is None or len(indices) <= at_most:
+        return indices
+    return indices[stratified_frames(len(indices), at_most, generator)]
 
 
 def stratified_frames(

@@ -15,6 +15,7 @@ CLASSES = {  # the first pattern that fits names the class
     "generator/*text*.yaml": "generator.training.text:TextTrainConfig",
     "generator/*.yaml": "generator.training.denoiser:DenoiserTrainConfig",
     "distill/consistency*.yaml": "distill.consistency:ConsistencyConfig",
+    "rewards/texture*.yaml": "rewards.texture:TextureConfig",
     "rewards/*backbones*.yaml": "rewards.pretrain:PretrainConfig",
     "rewards/*folds*.yaml": "rewards.evaluation.cross_validate:CrossValidateConfig",
     "rewards/*.yaml": "rewards.train:RewardTrainConfig",

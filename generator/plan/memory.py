@@ -184,6 +184,9 @@ def trace_peak_bytes(
         device: "meta"; "cpu" computes for real, with the attention torch has there.
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
+    config = config.model_copy(
+        update={"attention": "sdpa"}
+    )  # lengths of sequences are numbers, which meta tensors lack
     with torch.device(device):
         model = DiT(config).to(dtype)
     inputs = dit_inputs(config, grid, text_tokens, batch=batch, device=device)

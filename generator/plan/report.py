@@ -26,7 +26,8 @@ def _what(plan: Plan, name: str) -> Iterator[str]:
     recomputed = architecture.model_copy(update={"checkpointing": True})
     kept = architecture.model_copy(update={"checkpointing": False})
     forward, full = forward_flops(*size), full_attention_flops(*size)
-    slots = grid.frames * architecture.window[0] * architecture.window[1]
+    window = architecture.window_for(grid.height, grid.width)
+    slots = grid.frames * window[0] * window[1]
     yield (
         f"plan of {name}: {config.stage}, {config.num_frames} frames of {config.width}x{config.height} "
         f"at {config.fps:g} fps, on {plan.devices} x {plan.device.name}"
@@ -36,7 +37,7 @@ def _what(plan: Plan, name: str) -> Iterator[str]:
         "model",
         f"{_count(plan.num_parameters)} parameters: width {architecture.width}, {architecture.num_heads} heads of "
         f"{architecture.width // architecture.num_heads}, {architecture.num_pairs} spatial and as many temporal layers, "
-        f"windows of {architecture.window[0]}x{architecture.window[1]} ({slots:,} tokens)",
+        f"windows of {window[0]}x{window[1]} ({slots:,} tokens)",
     )
     yield _line(
         "tokens",

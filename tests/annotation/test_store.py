@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from annotation import claims, schema
+from annotation import claims, erasure, schema, snapshots
 from annotation.database import postgres_program
 from annotation.records import Choice, ClipRecord, Verdict
 from annotation.store import Store
@@ -200,6 +200,8 @@ def test_what_people_said_cannot_be_changed_or_deleted(new_project):
     submit(store, "ann0", claim(store, "ann0"))
     skipped = claim(store, "ann0")
     claims.skip(store, user(store, "ann0"), skipped.presentation, "other")
+    snapshots.take(store, "first")  # an event too
+    erasure.redact_note(store, 1, reason="a name in it")  # a tombstone
     for table in schema.APPEND_ONLY:
         first = next(iter(schema.metadata.tables[table].columns)).name
         verbs = [f"UPDATE {table} SET {first} = {first}", f"DELETE FROM {table}"]

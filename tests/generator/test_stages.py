@@ -175,6 +175,9 @@ def test_whole_files_validate_and_one_file_is_too_few():
     kept_out = {w.source for w in validation} & {w.source for w in split_windows(more, 8, "x")[0]}
     assert kept_out  # the order of hashes is stable when clips are added
     assert len(split_windows(windows, 1, "x")[0]) == 4  # one whole file at least
+    long_one = [window(100 + i, SMALL, source="long") for i in range(60)]
+    kept_out, training = split_windows([*windows[:8], *long_one], 32, "x")
+    assert len(kept_out) == 8  # the two short files; the long one, first in line or not, stays
     with pytest.raises(UserError, match="stage x: its 4 windows are all of one file"):
         split_windows(windows[:4], 8, "stage x")
 
@@ -209,8 +212,10 @@ def test_configs_that_make_no_sense_are_refused():
         staged(stages=[stages[0], stages[0]])
     with pytest.raises(ValueError, match="only the last may stop early"):
         staged(stages=[{**stages[0], "early_stop": {}}, stages[1]])
-    with pytest.raises(ValueError, match="stages are of a base"):
-        staged(stage="refiner")
+    with pytest.raises(ValueError, match="low_res of a stage is a refiner's"):
+        staged(stages=[{**stages[0], "low_res": {}}])
+    with pytest.raises(ValueError, match="text_tuning goes without early_stop"):
+        staged(stages=[{**stages[0], "early_stop": {}}], text_tuning={"lr": 1e-5})
     with pytest.raises(ValueError, match="lora needs stages"):
         staged(stages=[], lora={"rank": 2})
     with pytest.raises(ValueError, match="sequence_parallel needs stages"):

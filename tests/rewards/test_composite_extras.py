@@ -1,4 +1,4 @@
-"""Ensembles and pessimism, gradient logs, fitted weights: neutral where they are off, right where they are on."""
+"""Pessimism, gradient logs, fitted weights: neutral where they are off, right where they are on."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_rewards import CAPTIONS, smooth_clip, tiny_models, write_tiny_preferences
+from torch import nn
 
 from reelhf.cli import main
 from reelhf.errors import UserError
-from rewards import CompositeReward, load_composite, load_reward
+from rewards import CompositeReward
+from rewards.base import RewardScores
 from rewards.composite import soft_cap
-from rewards.ensemble import EnsembleReward
 from rewards.gradients import reward_log
 from rewards.weights import fit_composite_weights, fit_win_weights, normalised
 
 LOOK = "aesthetic_quality"
+WEIGHTS_OF_TWO = {"motion_quality": 1.0, LOOK: 1.0}
 WEIGHTS = {"prompt_following": 1.0, "motion_quality": 0.5, LOOK: 2.0}
 
 
@@ -34,41 +36,35 @@ def looks(count: int) -> list:
     return models
 
 
-def test_an_ensemble_is_the_mean_and_spread_of_its_members_z_scores():
-    members = looks(3)
-    ensemble = EnsembleReward(members)
-    chosen = ensemble.select(5, 8.0)
-    asked = {"selection": chosen, "fps": 8.0, "prompts": CAPTIONS[:2]}
-    found = ensemble.score(batch(), **asked)
-    z = torch.stack([(m.score(batch(), **asked).values - m.mean) / m.std for m in members])
-    torch.testing.assert_close(found.values, z.mean(0))
-    torch.testing.assert_close(found.std, z.std(0, unbiased=False), atol=1e-5, rtol=1e-5)
-    assert ensemble.low.item() == pytest.approx(sum((-1 - 0.1 * s) / (0.5 + s) for s in range(3)) / 3)  # fmt: skip
-    assert ensemble.out_of_range(ensemble.high[None] + 2.0).item() == pytest.approx(2.0)
-    encoded = ensemble.encode_prompts(CAPTIONS[:2])
-    again = ensemble.score(batch(), selection=chosen, fps=8.0, prompts=encoded)
-    torch.testing.assert_close(again.values, found.values)
+class Several(nn.Module):
+    """Rewards whose z-scores are averaged and whose disagreement is the std: what pessimism is for."""
 
+    compares = False
 
-def test_members_that_agree_exactly_have_no_spread_and_a_finite_gradient():
-    same = [tiny_models(0)["aesthetic"] for _ in range(2)]
-    frames = batch().requires_grad_()
-    reward = CompositeReward([EnsembleReward(same)], {LOOK: 1.0}, pessimism=3.0)
-    alone = CompositeReward(same[:1], {LOOK: 1.0})
-    scores = reward.score(frames, fps=8.0, prompts=CAPTIONS[:2])
-    want = alone.score(batch(), fps=8.0, prompts=CAPTIONS[:2])
-    torch.testing.assert_close(scores.total, want.total, atol=1e-4, rtol=0)
-    scores.total.sum().backward()
-    assert frames.grad.isfinite().all()
+    def __init__(self, members: list) -> None:
+        super().__init__()
+        self.members, self.dimensions = nn.ModuleList(members), members[0].dimensions
+        self.register_buffer("mean", torch.full((1,), 0.2))
+        self.register_buffer("std", torch.full((1,), 0.5))
+        self.select = members[0].select
+        self.encode_prompts = members[0].encode_prompts
+
+    def score(self, frames: torch.Tensor, **options) -> RewardScores:
+        found = [member.score(frames, **options) for member in self.members]
+        values = torch.stack([scores.values for scores in found])
+        spread = (values.var(0, unbiased=False) + 1e-12).sqrt()
+        return RewardScores(values.mean(0), found[0].valid, spread)
 
 
 def test_pessimism_takes_spreads_off_and_zero_takes_nothing():
-    ensemble = EnsembleReward(looks(2))
+    several = Several(looks(2))
     asked = {"fps": 8.0, "prompts": CAPTIONS[:2]}
-    plain = CompositeReward([ensemble], {LOOK: 1.0}).score(batch(), **asked)
-    careful = CompositeReward([ensemble], {LOOK: 1.0}, pessimism=1.5).score(batch(), **asked)
+    plain = CompositeReward([several], {LOOK: 1.0}).score(batch(), **asked)
+    careful = CompositeReward([several], {LOOK: 1.0}, pessimism=1.5).score(batch(), **asked)
     assert (plain.std > 0).all()
-    torch.testing.assert_close(careful.z, soft_cap(plain.values - 1.5 * plain.std, 2.0))
+    torch.testing.assert_close(plain.z, soft_cap((plain.values - 0.2) / 0.5, 2.0))
+    less = (plain.values - 1.5 * plain.std - 0.2) / 0.5  # mean - k * std
+    torch.testing.assert_close(careful.z, soft_cap(less, 2.0))
     torch.testing.assert_close(careful.values, plain.values)
     single = CompositeReward(looks(1), {LOOK: 1.0})
     assert single.score(batch(), **asked).std is None
@@ -76,36 +72,29 @@ def test_pessimism_takes_spreads_off_and_zero_takes_nothing():
         CompositeReward(looks(1), {LOOK: 1.0}, pessimism=1.0).score(batch(), **asked)
 
 
-def test_what_an_ensemble_cannot_be_is_said():
-    with pytest.raises(UserError, match="an ensemble of 1 rewards"):
-        EnsembleReward(looks(1))
-    models = tiny_models()
-    with pytest.raises(UserError, match=r"score aesthetic_quality and motion_quality"):
-        EnsembleReward([models["aesthetic"], models["motion"]])
+def test_a_reward_without_a_spread_beside_one_with_it_is_left_as_it_is():
+    models = [tiny_models()["motion"], Several(looks(2))]
+    asked = {"fps": 8.0, "prompts": CAPTIONS[:2]}
+    plain = CompositeReward(models, WEIGHTS_OF_TWO).score(batch(), **asked)
+    careful = CompositeReward(models, WEIGHTS_OF_TWO, pessimism=1.0).score(batch(), **asked)
+    torch.testing.assert_close(careful.z[:, 0], plain.z[:, 0])
+    assert (careful.z[:, 1] < plain.z[:, 1]).all()
+    assert careful.std[:, 0].isnan().all()
 
 
-def test_a_folder_of_checkpoints_in_the_place_of_one_is_an_ensemble(tmp_path: Path):
-    for number, model in enumerate(looks(2)):
-        model.save(tmp_path / "aesthetic" / str(number))
-    tiny_models()["motion"].save(tmp_path / "motion")
-    loaded = load_reward(tmp_path / "aesthetic")
-    assert isinstance(loaded, EnsembleReward)
-    composite = load_composite(tmp_path, {LOOK: 1.0}, pessimism=1.0)
-    scores = composite.score(batch(), fps=8.0, prompts=CAPTIONS[:2])
-    assert scores.valid.all()
-    column = scores.dimensions.index("motion_quality")
-    assert scores.std[:, column].isnan().all()  # a single model has no disagreement
-
-
-def test_an_invalid_clip_stays_invalid_in_an_ensemble():
+def test_an_invalid_clip_stays_invalid_under_pessimism_and_the_others_keep_their_gradient():
     frames = batch(3)
     frames[1, 0, 2] = float("nan")
-    found = CompositeReward([EnsembleReward(looks(2))], {LOOK: 1.0}, pessimism=1.0).score(
+    frames.requires_grad_()
+    same = [tiny_models(0)["aesthetic"] for _ in range(2)]  # agree exactly
+    found = CompositeReward([Several(same)], {LOOK: 1.0}, pessimism=1.0).score(
         frames, fps=8.0, prompts=CAPTIONS[:3]
     )
     assert found.valid.tolist() == [True, False, True]
     assert found.total[1] == 0
-    assert found.total.isfinite().all()
+    found.total.sum().backward()
+    assert frames.grad.isfinite().all()
+    assert (frames.grad[0] != 0).any()
 
 
 def test_the_gradient_log_holds_the_norms_and_cosines_of_autograd():

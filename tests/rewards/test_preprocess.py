@@ -7,12 +7,12 @@ from rewards.preprocess import (
     CLIP_MEAN,
     CLIP_STD,
     clamp_straight_through,
-    fit_area,
     normalise,
     pad_frames,
     patchify_qwen,
     resize,
 )
+from rewards.sizes import fit_area
 
 
 def test_the_clamp_clips_values_and_keeps_the_gradient() -> None:

@@ -28,7 +28,10 @@ from rewards.motion import MotionReward, PromptAim, TemporalProbe
 from rewards.pretrain import PRETRAIN, build_models, pretrain_backbones
 from rewards.pretraining.motion import MOST_OCTAVES, WRONG_MOTION, WRONG_SPEED, worse_motion
 from rewards.pretraining.pairs import swapped_captions
-from rewards.train import RewardTrainConfig, preference_loss, shift_clips, tie_widths, train_rewards
+from rewards.train import train_rewards
+from rewards.training.augment import shift_clips
+from rewards.training.config import RewardTrainConfig
+from rewards.training.loss import preference_loss, tie_widths
 
 BRIGHTNESS = [random.Random(i).random() for i in range(400)]
 

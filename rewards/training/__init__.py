@@ -1,0 +1,1 @@
+"""The parts of `rewards.train`: settings, loss, augmentation, the Trainer, calibration."""
