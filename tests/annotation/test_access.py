@@ -53,18 +53,23 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/api/logout",
         "/api/tokens",
         "/api/tokens/{token_id}",
+        "/api/flagged",  # asks for an expert or a reviewer by itself
+        "/api/decide",
         "/annotate/{name}",
     ),
     "annotator, token judge": (
         "/api/claim",
         "/api/submit",
+        "/api/back",
         "/api/skip",
+        "/api/flag",
         "/api/heartbeat",
         "/api/draft",
         "/media/{token}",
     ),
     "annotator, token read": ("/api/me", "/api/progress"),
-    "reviewer, token read": ("/api/counts",),
+    "reviewer": ("/quality",),
+    "reviewer, token read": ("/api/counts", "/api/quality"),
     "admin": ("/api/users",),
 }
 
