@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from annotation.candidates.commands import register as add_candidates
 from annotation.exports_commands import register as add_exports
+from annotation.label_studio.commands import app as label_studio_app
+from annotation.prompts.commands import app as prompts_app
 from annotation.quality.commands import register as add_quality
+from annotation.upkeep import register as add_upkeep
 from reelhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,9 +33,13 @@ app.add_typer(clips_app, name="clips")
 app.add_typer(tasks_app, name="tasks")
 token_app = typer.Typer(no_args_is_help=True, help="API tokens for scripts.")
 app.add_typer(user_app, name="user")
+app.add_typer(prompts_app, name="prompts")
+add_candidates(clips_app, tasks_app)
 add_exports(app)
 add_quality(app)
+add_upkeep(app)
 app.add_typer(token_app, name="token")
+app.add_typer(label_studio_app, name="label-studio")
 
 DEFAULT_PROJECT = Path("runs/annotation")
 DEFAULT_PORT = 7860
@@ -238,6 +246,9 @@ def tasks_create(
     experts_only: Annotated[
         bool, typer.Option("--experts-only", help="Only for accounts of experts")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="Where copies are made: local, or ray (RAY_ADDRESS)")
+    ] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the tasks and stop")] = False,
 ) -> None:
     """Make tasks of the clips that are in none yet, K per prompt."""
@@ -255,6 +266,7 @@ def tasks_create(
             kind=kind,
             priority=priority,
             experts_only=experts_only,
+            engine=engine,
             label="copies for showing",
         )
     typer.echo(f"project: {project} ({len(groups)} new tasks)")
@@ -472,22 +484,6 @@ def _account(store: Store, name: str) -> Account:
     if account is None:
         raise UserError(f"there is no user named {name!r}")
     return account
-
-
-@app.command()
-def backup(
-    project: ProjectArgument = DEFAULT_PROJECT,
-    out: Annotated[Path | None, typer.Option(help="File to write")] = None,
-) -> None:
-    """Copy the database while it is in use; media are immutable files and can be copied as they are."""
-    from datetime import datetime
-
-    from annotation.store import Store
-
-    with Store.open(project, create=False) as store:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        path = store.backup(out or project / f"backup-{stamp}.db")
-    typer.echo(f"backup: {path}")
 
 
 def tunnel_line(port: int) -> str | None:

@@ -165,6 +165,7 @@ def open_postgres(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Database:
     def engine(options: str, **extra: Any) -> Engine:
         return sa.create_engine(
             parsed,
+            hide_parameters=True,  # an error that is logged must not repeat what people wrote
             connect_args={"connect_timeout": 5, "options": options},
             pool_timeout=busy_seconds,
             pool_recycle=1800,
@@ -209,6 +210,7 @@ def sqlite_engine(
     """An engine whose transactions open with `begin`; the driver would choose its own."""
     engine = sa.create_engine(
         f"sqlite:///{path}",
+        hide_parameters=True,  # an error that is logged must not repeat what people wrote
         connect_args={"check_same_thread": False, "timeout": busy_seconds},
         **pool,
     )

@@ -182,6 +182,7 @@ def redact_note(
 
 def expired_clips(store: Store) -> list[str]:
     """sha256 of the clips that are past the retention of every project they belong to."""
+    kept_ms = sa.cast(t.project.c.retention_days, sa.BigInteger) * 86_400_000
     ages = (
         select(t.clip.c.sha256)
         .join(t.project_clip, t.project_clip.c.clip_id == t.clip.c.id)
@@ -190,8 +191,7 @@ def expired_clips(store: Store) -> list[str]:
         .group_by(t.clip.c.id, t.clip.c.sha256)
         .having(
             sa.func.count() == sa.func.count(t.project.c.retention_days),
-            sa.func.max(t.project_clip.c.created_ms + t.project.c.retention_days * 86_400_000)
-            < store.now_ms(),
+            sa.func.max(t.project_clip.c.created_ms + kept_ms) < store.now_ms(),
         )
         .order_by(t.clip.c.id)
     )

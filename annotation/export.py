@@ -107,16 +107,22 @@ def export_preferences(
 
 
 def judgment_table(
-    store: Store, query: ExportQuery | None = None
+    store: Store, query: ExportQuery | None = None, *, newest: int | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The `judgments` and `clips` rows of an export, in memory: for reports."""
+    """The `judgments` and `clips` rows of an export, in memory: for reports.
+
+    Args:
+        newest: of the last so many judgments only.
+    """
     query = query or ExportQuery()
     with store.read() as connection:
         of_project = None if query.project is None else project_id(connection, query.project)
         found, used = [], _Ids()
-        for judgments, _, clip_ids in _pages(
-            connection, _where(query, of_project), query, Counter()
-        ):
+        where = _where(query, of_project)
+        if newest is not None:
+            older = select(t.judgment.c.id).order_by(t.judgment.c.id.desc()).offset(newest).limit(1)
+            where.append(t.judgment.c.id > (connection.execute(older).scalar() or 0))
+        for judgments, _, clip_ids in _pages(connection, where, query, Counter()):
             found += judgments
             used.update(clip_ids)
         clips = [

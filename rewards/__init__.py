@@ -23,6 +23,7 @@ _LAZY = {
 }
 REWARD_MODELS = {
     "qwen_vl_foundational": "rewards.foundational:FoundationalReward",
+    "qwen_vl_generative": "rewards.generative:GenerativeReward",
     "vjepa2_motion": "rewards.motion:MotionReward",
     "siglip_aesthetic": "rewards.aesthetic:AestheticReward",
 }

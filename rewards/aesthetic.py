@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class AestheticConfig(Config):
     """Size of the tiny image encoder, or the folder of a real one."""
 
-    dimensions: tuple[Literal["aesthetic_quality"], ...] = ("aesthetic_quality",)
-    """What it scores."""
+    dimensions: tuple[Literal["aesthetic_quality", "texture_quality"], ...] = ("aesthetic_quality",)
+    """What it scores; texture_quality is taught by `reelhf rewards texture`, without votes."""
     backbone: str | None = None
     """A local folder or hub id of a SigLIP, SigLIP 2 or CLIP; None builds the tiny SigLIP below, to be pre-trained on captioned clips."""
     hidden_size: PositiveInt = 96

@@ -25,6 +25,12 @@ class FrameSelection:
         """The selected frames [B, 3, F', H, W] of frames [B, 3, F, H, W]."""
         return frames if self.indices is None else frames[:, :, self.indices.to(frames.device)]
 
+    def rate(self, fps: Any) -> Any:
+        """Frames per second of the selected frames, of clips at `fps` (a number or [B])."""
+        if self.indices is None or len(self.indices) < 2:
+            return fps
+        return fps * (len(self.indices) - 1) / (self.indices[-1] - self.indices[0])
+
     def needed(self, num_frames: int) -> Tensor:
         """The indices as a long tensor, also when every frame is needed."""
         return torch.arange(num_frames) if self.indices is None else self.indices
@@ -102,6 +108,8 @@ class CompositeScores:
     valid: Tensor
     """bool [B]: every model could score the clip."""
     parts: dict[str, Tensor] = field(default_factory=dict)
+    std: Tensor | None = None
+    """Detached uncertainty of the raw values [B, D], NaN for models without one; None where none has."""
 
     @property
     def valid_count(self) -> Tensor:

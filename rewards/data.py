@@ -186,7 +186,12 @@ def group_by_shape(clips: Sequence[Clip]) -> list[tuple[list[int], Tensor, Tenso
 def score_clips(
     model: Any, clips: Mapping[str, Clip], pairs: Sequence[tuple[str, str]], *, batch_size: int = 32
 ) -> dict[tuple[str, str], Tensor]:
-    """Score (sha256, prompt) pairs with the fixed frame choice: values [D] on the CPU, NaN where invalid."""
+    """Score (sha256, prompt) pairs with the fixed frame choice: values [D] on the CPU, NaN where invalid.
+
+    A model that compares has each clip beat the others of its prompt: its score is the mean of those logits.
+    """
+    if model.compares:
+        return _score_against_siblings(model, clips, pairs)
     scores: dict[tuple[str, str], Tensor] = {}
     unique = list(dict.fromkeys(pairs))
     device = next(model.parameters()).device
@@ -202,3 +207,35 @@ def score_clips(
             ).values
             scores.update({unique[i]: v.cpu() for i, v in zip(rows[part], values, strict=True)})
     return scores
+
+
+def _score_against_siblings(
+    model: Any, clips: Mapping[str, Clip], pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Tensor]:
+    """Mean logit [D] with which each clip beats the others of its prompt; NaN for one that is alone."""
+    device = next(model.parameters()).device
+    by_prompt: dict[str, list[str]] = {}
+    for sha, prompt in dict.fromkeys(pairs):
+        by_prompt.setdefault(prompt, []).append(sha)
+    beats: dict[tuple[str, str], list[Tensor]] = {
+        (sha, prompt): [] for prompt, shas in by_prompt.items() for sha in shas
+    }
+    for prompt, shas in by_prompt.items():
+        for i, first in enumerate(shas):
+            for second in shas[i + 1 :]:
+                one, other = (
+                    clips[sha].frames[None].float().to(device) / 255 for sha in (first, second)
+                )
+                value = model.score(
+                    one,
+                    selection=model.select(one.shape[2], clips[first].fps),
+                    fps=clips[first].fps,
+                    prompts=[prompt],
+                    reference=other,
+                ).values[0]
+                beats[first, prompt].append(value.cpu())
+                beats[second, prompt].append(-value.cpu())
+    unknown = torch.full((len(model.dimensions),), float("nan"))
+    return {
+        key: torch.stack(found).nanmean(0) if found else unknown for key, found in beats.items()
+    }

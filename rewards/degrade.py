@@ -9,7 +9,7 @@ generator, and returns frames of the same shape in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -208,9 +208,55 @@ DEGRADATIONS: dict[str, dict[str, Degradation]] = {
 """dimension -> the spoilings that hurt it."""
 
 
-def degrade(frames: Tensor, dimension: str, severity: Tensor, generator: Generator) -> Tensor:
+def stutter(frames: Tensor, severity: Tensor, generator: Generator) -> Tensor:
+    """Motion in jerks: frames are held, up to a third of the clip each."""
+    num_frames = frames.shape[2]
+    held = 1 + (severity * max(1, num_frames // 3)).round().long()[:, None]  # frames per picture
+    steps = torch.arange(num_frames)[None]
+    return _take_frames(frames, (steps // held * held).clamp_max(num_frames - 1))
+
+
+def reverse(frames: Tensor, severity: Tensor, generator: Generator) -> Tensor:
+    """Time that runs backwards, over the last `severity` of the clip."""
+    num_frames = frames.shape[2]
+    steps = torch.arange(num_frames)[None].expand(len(frames), -1)
+    first = ((1 - severity) * (num_frames - 1)).round().long()[:, None]
+    return _take_frames(frames, torch.where(steps >= first, num_frames - 1 + first - steps, steps))
+
+
+def sharpen(frames: Tensor, severity: Tensor, generator: Generator) -> Tensor:
+    """Halos: what a blur takes away, added once more and too much."""
+    soft = _shrink_and_grow(frames, 2, "bilinear")
+    return (frames + 2.5 * _per_clip(severity) * (frames - soft)).clamp(0, 1)
+
+
+UNVOTED: dict[str, dict[str, Degradation]] = {
+    "motion_quality": {
+        "freeze": freeze,
+        "shuffle": shuffle,
+        "flicker": flicker,
+        "warp": warp,
+        "stutter": stutter,
+        "reverse": reverse,
+    },
+    "aesthetic_quality": DEGRADATIONS["aesthetic_quality"],
+    "structural_stability": DEGRADATIONS["structural_stability"],
+    "prompt_following": DEGRADATIONS["prompt_following"],
+    "texture_quality": {"blur": blur, "blocks": blocks, "noise": noise, "sharpen": sharpen},
+}
+"""dimension -> the spoilings that hurt it, as lessons beside or instead of votes (`rewards.training.synthetic`, `rewards.texture`)."""
+
+
+def degrade(
+    frames: Tensor,
+    dimension: str,
+    severity: Tensor,
+    generator: Generator,
+    *,
+    ways: Mapping[str, Mapping[str, Degradation]] = DEGRADATIONS,
+) -> Tensor:
     """Spoil each clip in one randomly drawn way of a dimension, with its own severity [B]."""
-    choices = list(DEGRADATIONS[dimension].values())
+    choices = list(ways[dimension].values())
     kind = torch.randint(len(choices), (len(frames),), generator=generator)
     out = frames.clone()
     for index, function in enumerate(choices):

@@ -42,6 +42,8 @@ class RewardModule(nn.Module, ABC):
     config_class: ClassVar[type[Config]]
     readouts: ClassVar[tuple[str, ...]]
     """Names of the parts that turn features into scores; the rest is the backbone to an optimizer."""
+    compares: bool = False
+    """Whether it scores a clip against a `reference`."""
     dimensions: tuple[str, ...]
     recipe: PixelRecipe
     mean: Tensor
@@ -128,10 +130,15 @@ class RewardModule(nn.Module, ABC):
             valid.view(-1, 1, 1, 1, 1), frames, 0.0
         )  # NaN must not reach the other clips' gradient
         fps = torch.as_tensor(fps, dtype=torch.float32, device=frames.device).expand(len(frames))
-        if selection.indices is not None and len(selection.indices) > 1:
-            span = selection.indices[-1] - selection.indices[0]
-            fps = fps * (len(selection.indices) - 1) / span  # the rate of the frames that are left
-        values, parts = self.values(clamp_straight_through(clean), fps, list(prompts))
+        fps = selection.rate(fps)
+        more = {}
+        if reference is not None and self.compares:
+            other = self.select(reference.shape[2], float(fps[0])).apply(reference)
+            whole = other.detach().flatten(1).isfinite().all(dim=1)
+            valid = valid & whole
+            other = torch.where(whole.view(-1, 1, 1, 1, 1), other, 0.0)
+            more["reference"] = clamp_straight_through(other)
+        values, parts = self.values(clamp_straight_through(clean), fps, list(prompts), **more)
         valid = valid & values.detach().isfinite().all(dim=1)
         values = values.masked_fill(~valid[:, None], float("nan"))
         if not self.settings.uncertainty:

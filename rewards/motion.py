@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
 from reelhf.config import Config
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 class MotionConfig(Config):
     """Size of the tiny video encoder, or the folder of a real one."""
 
-    dimensions: tuple[Literal["motion_quality"], ...] = ("motion_quality",)
-    """What it scores."""
+    dimensions: tuple[
+        Literal["motion_quality", "motion_artefacts", "motion_amplitude", "motion_vividness"], ...
+    ] = ("motion_quality",)
+    """What it scores, motion_quality first. Sub-scores learn where a verdict names them and weigh nothing unless a weight does: artefacts (fewer are better),
+    amplitude and vividness as people see them, never the size of a measured flow, which prefers either no motion or the most."""
     backbone: str | None = None
     """A local folder or hub id of a V-JEPA 2 or a VideoMAE; None builds the tiny V-JEPA 2 below, to be pre-trained on captioned clips."""
     hidden_size: PositiveInt = 96
@@ -56,6 +59,15 @@ class MotionConfig(Config):
     """Also say how sure each score is, for a `loss.kind: gaussian` training."""
     max_text_tokens: PositiveInt = 128
     """Longer prompts are cut."""
+
+    @field_validator("dimensions")
+    @classmethod
+    def _quality_first(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value[:1] != ("motion_quality",) or len(set(value)) != len(value):
+            raise ValueError(
+                f"dimensions are {', '.join(value) or 'none'}; expected motion_quality first and each once"
+            )
+        return value
 
 
 class TemporalProbe(nn.Module):

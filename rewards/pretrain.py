@@ -9,6 +9,7 @@ Clips and captions only: no human vote, no measured quality. The spoilings are t
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,8 @@ from torch import Tensor
 from reelhf.errors import UserError
 from reelhf.graded import GradedClips
 from rewards.aesthetic import AestheticReward
-from rewards.foundational import FoundationalReward
+from rewards.foundational import FoundationalConfig, FoundationalReward
+from rewards.generative import GenerativeReward
 from rewards.module import RewardModule
 from rewards.motion import MotionReward
 from rewards.pretraining.aesthetic import pretrain_aesthetic
@@ -32,6 +34,7 @@ from rewards.pretraining.config import PretrainConfig
 from rewards.pretraining.foundational import pretrain_foundational
 from rewards.pretraining.motion import pretrain_motion
 from rewards.tokens import load_tokenizer, train_tokenizer
+from rewards.vision_language import VisionLanguageConfig
 
 if TYPE_CHECKING:
     from reelhf.clips import ClipTensors
@@ -94,7 +97,10 @@ def _pretrain_one(
             area = config.foundational.area
             frames = shrink_windows(frames, area)
             sets = [replace(s, frames=shrink_versions(s.frames, area)) for s in sets]
-        PRETRAIN[name](model, config, frames, windows.captions, sets)
+        if isinstance(model, GenerativeReward):
+            pretrain_generative(model, config, frames, windows.captions, sets)
+        else:
+            PRETRAIN[name](model, config, frames, windows.captions, sets)
         print(f"  {name}: pre-trained in {time.monotonic() - started:.0f} s", flush=True)
     model.save(out / name)
     write_text_atomic(out / f"{name}.sha256", key)
@@ -130,19 +136,42 @@ def build_models(config: PretrainConfig, captions: Sequence[str]) -> dict[str, R
     trained = train_tokenizer(
         captions, vocab_size=config.foundational.vocab_size, dimensions=dimensions
     )
-    named = config.foundational.backbone
-    foundational = FoundationalReward(
-        config.foundational,
-        load_tokenizer(named, dimensions=dimensions) if named is not None else trained,
+    settings = config.generative or config.foundational
+    named = settings.backbone
+    own = load_tokenizer(named, dimensions=dimensions) if named is not None else trained
+    foundational: RewardModule = (
+        FoundationalReward(settings, own)
+        if isinstance(settings, FoundationalConfig)
+        else GenerativeReward(settings, copy.deepcopy(own))
     )
     motion = MotionReward(config.motion, trained)
-    for model in (foundational, motion) if config.foundational.reads == "all" else (motion,):
-        model.words.count(model.encode_prompts(captions))
+    for model in (foundational, motion):
+        if hasattr(model, "words"):
+            model.words.count(model.encode_prompts(captions))
     return {
         "foundational": foundational,
         "motion": motion,
         "aesthetic": AestheticReward(config.aesthetic, trained),
     }
+
+
+def pretrain_generative(
+    model: GenerativeReward,
+    config: PretrainConfig,
+    frames: Tensor,
+    captions: list[str],
+    graded: Sequence[GradedClips],
+) -> None:
+    """Teach the tiny backbone to see and to read as that of a `FoundationalReward`, whose heads are then dropped."""
+    shared = {
+        name: getattr(model.settings, name)
+        for name in VisionLanguageConfig.model_fields
+        if name in FoundationalConfig.model_fields
+    }
+    teacher = FoundationalReward(FoundationalConfig(**shared), model.tokenizer)
+    teacher.words.count(teacher.encode_prompts(captions))
+    pretrain_foundational(teacher, config, frames, captions, graded)
+    model.backbone.load_state_dict(teacher.backbone.state_dict())
 
 
 def shrink_windows(frames: Tensor, area: int) -> Tensor:

@@ -61,6 +61,18 @@ def load_tokenizer(folder: str, *, dimensions: Sequence[str] = ()) -> PreTrained
     return tokenizer
 
 
+def answer_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """The tokens of "yes" and of "no"; a tokenizer that has no such words gets a token of its own for each."""
+    ids = []
+    for word in ("yes", "no"):
+        own = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if len(own) != 1:
+            tokenizer.add_tokens([f"<|{word}|>"], special_tokens=True)
+            own = [tokenizer.convert_tokens_to_ids(f"<|{word}|>")]
+        ids += own
+    return ids[0], ids[1]
+
+
 def encode_texts(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, max_tokens: int
 ) -> list[list[int]]:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from reelhf.errors import UserError
 from rewards.data import Clip, RewardTask, load_clips, load_tasks
 from rewards.lora import add_lora, base_of, only_deltas_learn
+from rewards.training.answers import load_rationales
 from rewards.training.calibrate import calibrate
-from rewards.training.config import RewardTrainConfig
+from rewards.training.config import LossConfig, RewardTrainConfig
 from rewards.training.groups import freeze_groups
 from rewards.training.loss import only_ties, tie_widths
 from rewards.training.weights import weighted
@@ -129,6 +130,27 @@ def prepare(model: RewardModule, config: RewardTrainConfig) -> None:
         model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
 
 
+def check_loss(
+    model: RewardModule, loss: LossConfig, label: str, *, synthetic: float = 0.0
+) -> None:
+    """UserError when a model cannot learn from this loss."""
+    if loss.kind == "gaussian" and not model.settings.uncertainty:
+        raise UserError(
+            f"loss.kind=gaussian trains a spread that the {label} model does not have; set uncertainty: true where its backbone "
+            "is configured, or another loss.kind"
+        )
+    if (loss.kind == "answers") != model.compares:
+        what = "answers, comparing two clips" if model.compares else "scores, not answers"
+        wanted = "answers" if model.compares else "pairs, best_worst or gaussian"
+        raise UserError(
+            f"the {label} model gives {what}; expected loss.kind {wanted}, got {loss.kind} (`own: {{{label}: {{loss: …}}}}` is for it alone)"
+        )
+    if model.compares and synthetic:
+        raise UserError(
+            f"synthetic lessons are pairs of scores; expected synthetic 0 for the {label} model"
+        )
+
+
 def fit(
     model: RewardModule,
     tasks: Sequence[RewardTask],
@@ -145,11 +167,7 @@ def fit(
     model.requires_grad_(True)
     model.train()
     prepare(model, config)
-    if config.loss.kind == "gaussian" and not model.settings.uncertainty:
-        raise UserError(
-            f"loss.kind=gaussian trains a spread that the {label} model does not have; set uncertainty: true where its backbone "
-            "is configured, or another loss.kind"
-        )
+    check_loss(model, config.loss, label, synthetic=config.synthetic)
     width = tie_widths(model.dimensions, tasks)
     if not isinstance(config.loss.ties, str):
         width.fill_(config.loss.ties)
@@ -163,6 +181,7 @@ def fit(
             clips=clips,
             label=label,
             tie_width=width,
+            rationales=load_rationales(config.loss.rationales) if config.loss.rationales else {},
         )
         trainer.train()
     return trainer.metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from reelhf.errors import UserError
 RETRY_SECONDS = 2
 FULL = ("database or disk is full", "disk I/O error", "No space left", "disk full")
 """How SQLite and PostgreSQL say that nothing more fits."""
+SQLITE_BUSY = ("database is locked", "unable to open database file", "readonly database")
 
 
 def not_found(_request: Request, error: NotFound) -> Response:
@@ -38,7 +40,11 @@ def user_error(_request: Request, error: UserError) -> Response:
 
 def unavailable(_request: Request | None, error: Exception) -> Response:
     """503 for a database that is busy or gone, 507 for a disk that is full. The browser keeps the answer and tries again."""
-    if any(words in str(error) for words in FULL):
+    said = str(error)
+    passing = not isinstance(getattr(error, "orig", None), sqlite3.Error)
+    if not passing and not any(words in said for words in (*FULL, *SQLITE_BUSY)):
+        raise error  # a mistake of ours, which trying again does not mend
+    if any(words in said for words in FULL):
         detail, status = "the server's disk is full; nothing was stored, tell whoever runs it", 507
     else:
         detail, status = "the database is busy or away; nothing was stored, try again", 503

@@ -38,6 +38,8 @@ RULES = (
     ),  # experts and whoever is more than an annotator: annotation.flags
     _rule(r"/media/[^/]+", scope="judge"),
     _rule(r"/api/counts", "reviewer", scope="read"),
+    _rule(r"/api/quality", "reviewer", scope="read"),
+    _rule(r"/quality(/.*)?", "reviewer"),
     _rule(r"/api/users", "admin"),
     _rule(r"/api/(logout|tokens|tokens/\d+)"),
     _rule(r"/annotate/[^/]+"),

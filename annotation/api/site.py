@@ -97,13 +97,13 @@ async def signed_in(request: Request) -> Account:
     return account
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, most: int = MAX_BODY_BYTES) -> bytes:
     """Raises HTTPException 413 as soon as too much has come."""
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"the request is larger than {MAX_BODY_BYTES} bytes")
+        if len(body) > most:
+            raise HTTPException(413, f"the request is larger than {most} bytes")
     return body
 
 

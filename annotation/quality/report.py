@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from annotation.place import is_project
 from annotation.quality import agreement, annotators, leaderboard, raters
 from annotation.quality.agreement import Share
 from annotation.quality.votes import Row, Vote, free_picks, votes_of
@@ -42,7 +43,7 @@ def load_judged(path: Path | str, *, gold: Path | None = None) -> Judged:
 
         data = read_preferences(path, tables=["clips", "judgments"])
         judged = Judged(data.judgments, data.clips, _gold(gold))
-    elif (path / "annotation.db").exists():
+    elif is_project(path):
         from annotation.exams import gold_pairs
         from annotation.export import judgment_table
         from annotation.store import Store

@@ -26,6 +26,7 @@ from reelhf.progress import track
 from reelhf.video import iterate_frames, probe_video
 
 if TYPE_CHECKING:
+    from generator.data.low_res import LowResMaker
     from generator.text import TextEncoder
     from generator.vae import VideoVAE
 
@@ -50,8 +51,11 @@ def encode_set(
     buckets: BucketConfig,
     vae: VideoVAE,
     text: TextEncoder,
+    low_res: LowResMaker | None = None,
 ) -> tuple[list[Window], list[Skipped]]:
     """Encode what is not there yet, and make the set known; every process calls it and gets the whole set.
+
+    `low_res` makes a refiner's inputs too.
 
     Raises: UserError when the buckets are not those of the VAE.
     """
@@ -72,7 +76,12 @@ def encode_set(
         except UserError as error:
             skipped = Skipped(clips[index].name, f"unreadable: {error}")
         decoded = decode_cuts(
-            [cut for cut in cuts if not store.latent_file(cut.window.key).is_file()]
+            [
+                cut
+                for cut in cuts
+                if not store.latent_file(cut.window.key).is_file()
+                or not (low_res is None or low_res.is_there(store, cut.window))
+            ]
         )
         while True:
             try:
@@ -85,10 +94,10 @@ def encode_set(
             ready = waiting.setdefault(one[0].window.bucket, [])
             ready.append(one)
             if len(ready) == ENCODED_AT_ONCE:
-                _flush(store, vae, waiting.pop(one[0].window.bucket))
+                _flush(store, vae, waiting.pop(one[0].window.bucket), low_res)
         found.append((index, [cut.window for cut in cuts], skipped))
     for ready in waiting.values():
-        _flush(store, vae, ready)
+        _flush(store, vae, ready, low_res)
     texts = sorted(
         {caption for _, windows, _ in found for w in windows for caption in w.captions.values()}
     )
@@ -184,11 +193,19 @@ def encode_captions(store: LatentStore, captions: Sequence[str], text: TextEncod
 
 
 @torch.no_grad()
-def _flush(store: LatentStore, vae: VideoVAE, ready: list[tuple[Cut, Tensor]]) -> None:
+def _flush(
+    store: LatentStore,
+    vae: VideoVAE,
+    ready: list[tuple[Cut, Tensor]],
+    low_res: LowResMaker | None,
+) -> None:
     frames = torch.stack([pixels for _, pixels in ready]).to(device()).float() / 255
     latents = vae.encode(frames).float().cpu()
     for (cut, _), own in zip(ready, latents, strict=True):
         write_tensors(store.latent_file(cut.window.key), latents=own.clone())
+    for cut, pixels in ready:
+        if low_res is not None and not low_res.is_there(store, cut.window):
+            low_res.make(store, cut.window, pixels)
 
 
 def _from_all(found: list) -> list:

@@ -2,6 +2,7 @@
 
 store.json                          what encoded them: hashes of the VAE's and the text encoder's weights
 latents/ab/<key>.safetensors        one window's latents; key = VAE, source file's bytes, frame numbers, size
+low_res/ab/<key>.safetensors        what a refiner is given for one window; key = base, how it is made, the window's latents
 text/ab/<key>.safetensors           one caption's embeddings (of several shots: one shot's); key = text encoder, caption
 sets/<bucket config's hash>/        windows.parquet, skipped.parquet, config.yaml: which windows those buckets hold
 """
@@ -102,6 +103,11 @@ class LatentStore:
     def latent_file(self, key: str) -> Path:
         return self.folder / "latents" / key[:2] / f"{key}.safetensors"
 
+    def low_res_file(self, key: str, how: str) -> Path:
+        """Of a window's low-resolution latents; `how`: hash of the base and of how they are made."""
+        own = content_hash(key, how)
+        return self.folder / "low_res" / own[:2] / f"{own}.safetensors"
+
     def window_key(self, source: str, frames: Sequence[int], height: int, width: int) -> str:
         """Of the latents of these frames of a file, at this size."""
         return content_hash(self.vae, source, list(frames), height, width)
@@ -110,6 +116,11 @@ class LatentStore:
         """[C, T, h, w] fp32."""
         with _encode_again():
             return read_tensors(self.latent_file(window.key), str(window))["latents"]
+
+    def low_res(self, window: Window, how: str) -> Tensor:
+        """Likewise, what a refiner is given for the window."""
+        with _encode_again():
+            return read_tensors(self.low_res_file(window.key, how), str(window))["latents"]
 
     def condition(
         self, captions: Sequence[str], num_frames: Sequence[int], ratio: int

@@ -25,7 +25,14 @@ from generator.flow import add_noise, flow_matching_loss, sigma_schedule
 from generator.parallel import sequence_group
 from generator.plan.devices import peak_flops_here
 from generator.plan.flops import LatentGrid, model_flops
-from generator.refiner import LowResConfig, check_sizes, low_res_inputs, refiner_from_base
+from generator.refiner import (
+    LowResConfig,
+    check_sizes,
+    downsample_frames,
+    low_res_consistency,
+    low_res_inputs,
+    refiner_from_base,
+)
 from generator.sampling import noise_like, sample_frames
 from generator.text import TextEncoder
 from generator.training.latents import (
@@ -128,7 +135,7 @@ class DenoiserTrainConfig(Config):
     """Of weights, noise and order."""
 
     stages: tuple[StageConfig, ...] = ()
-    """Of a base: stages one after another, from encoded buckets (`--data`). The size above is then what the checkpoint samples, and
+    """Stages one after another, from encoded buckets (`--data`). The size above is then what the checkpoint samples, and
     `num_steps`, `batch_size`, `gradient_accumulation_steps` and `max_clips` are not used."""
     micro_batches: PositiveInt = 1
     """With stages: forward passes per optimizer step over all processes, a multiple of their number; each of one bucket."""
@@ -171,8 +178,12 @@ class DenoiserTrainConfig(Config):
     @model_validator(mode="after")
     def _stages_make_sense(self) -> DenoiserTrainConfig:
         check_stages(self.stages)
-        if self.stages and self.stage == "refiner":
-            raise ValueError("stages are of a base; a refiner is trained in one")
+        if self.stage == "base" and any(stage.low_res is not None for stage in self.stages):
+            raise ValueError("low_res of a stage is a refiner's input; this is a base")
+        if self.text_tuning is not None and any(stage.early_stop for stage in self.stages):
+            raise ValueError(
+                "text_tuning goes without early_stop, which brings back the denoiser's best weights only"
+            )
         if self.text_tuning is not None and (self.stage == "refiner" or self.cache_prompts):
             raise ValueError(
                 "text_tuning is for a base, whose text encoder a refiner takes over, and goes without cache_prompts, which keeps embeddings of "
@@ -243,7 +254,9 @@ def train_refiner(config: DenoiserTrainConfig, clips: Path, base: Path, out: Pat
     low_res = low_res_inputs(
         base_generator, backbone, windows.frames, data.condition, config.low_res, seed=config.seed
     )
-    stage = one_stage(config, backbone, replace(data, low_res_latents=low_res))
+    _, *low_size = base_generator.frame_shape
+    pairs = replace(data, low_res_latents=low_res)
+    stage = one_stage(config, backbone, pairs, (low_size[0], low_size[1]))
     return train_denoiser(config, backbone, [stage], out)
 
 
@@ -275,10 +288,17 @@ class Stage:
     learning_rate: Callable[[int], float] | None = None
     """Of each of its steps; the optimizer's by default."""
     early_stop: EarlyStopConfig | None = None
+    low_size: tuple[int, int] | None = None
+    """Of a refiner: sides of the clips that the sample clips are made from."""
 
 
-def one_stage(config: DenoiserTrainConfig, backbone: DiTGenerator, data: LatentSet) -> Stage:
-    """A run of one size from clips in memory."""
+def one_stage(
+    config: DenoiserTrainConfig,
+    backbone: DiTGenerator,
+    data: LatentSet,
+    low_size: tuple[int, int] | None = None,
+) -> Stage:
+    """A run of one size from clips in memory; `low_size` as in `Stage`."""
     validation, training = data.split(config.num_validation)
     stream = BatchStream(config, training)
     return Stage(
@@ -290,6 +310,7 @@ def one_stage(config: DenoiserTrainConfig, backbone: DiTGenerator, data: LatentS
         identity=(data.captions, len(data)),
         micro_batch_size=stream.split.micro_batch_size,
         accumulation_steps=config.gradient_accumulation_steps,
+        low_size=low_size,
     )
 
 
@@ -369,8 +390,8 @@ def train_denoiser(
             if stage.early_stop is not None:
                 best.observe(step + 1, metrics["validation/loss"], loop.averaged)
         if config.num_samples and (ends or loop.is_due(step, config.sample_every)):
-            sampled = with_text(tuner, stage.sampled)
-            save_samples(config, sampled, loop.averaged, stage.validation[0], run, step + 1)
+            sampled = replace(stage, sampled=with_text(tuner, stage.sampled))
+            metrics |= save_samples(config, sampled, loop.averaged, run, step + 1)
         loop.end_step(step, metrics, kept=best.state_dict(), save=best.stop.stopped)
 
     # 3. Keep the averaged weights, after an early stop the best of them.
@@ -464,7 +485,10 @@ def speed_metrics(
     for batch in batches:
         grid = LatentGrid(*batch.clean.shape[2:])
         flops += len(batch) * model_flops(
-            backbone.denoiser.config, grid, batch.condition.embeds.shape[1]
+            backbone.denoiser.config,
+            grid,
+            batch.condition.embeds.shape[1],
+            adapters_only=config.lora is not None,
         )
     flops /= config.sequence_parallel
     metrics = {"speed/step_seconds": seconds, "speed/flops_per_second": flops / seconds}
@@ -535,16 +559,15 @@ def mean_validation_loss(
 
 
 def save_samples(
-    config: DenoiserTrainConfig,
-    backbone: DiTGenerator,
-    denoiser: DiT,
-    data: LatentSet,
-    run: RunFolder,
-    step: int,
-) -> None:
-    """Clips of the first validation prompts from fixed seeds; a refiner enlarges the first validation clips."""
+    config: DenoiserTrainConfig, stage: Stage, denoiser: DiT, run: RunFolder, step: int
+) -> dict[str, float]:
+    """Clips of the first validation prompts from fixed seeds; a refiner enlarges the first validation clips.
+
+    Returns: of a refiner, on rank 0, how well its clips show those they were made from (`low_res_consistency`, mean in dB).
+    """
     if not is_main():
-        return
+        return {}
+    backbone, data = stage.sampled, stage.validation[0]
     chosen = data.rows(range(min(config.num_samples, len(data))))
     task = None
     if chosen.low_res_latents is not None:
@@ -556,3 +579,9 @@ def save_samples(
         write_video(run.sample_path(step, f"{index:02d}.mp4"), clip, backbone.fps)
     captions = "".join(f"{index:02d}.mp4\t{text}\n" for index, text in enumerate(chosen.captions))
     run.sample_path(step, "captions.tsv").write_text(captions, encoding="utf-8")
+    if task is None or stage.low_size is None:
+        return {}
+    assert task.low_res_latents is not None
+    enlarged = backbone.decode(task.low_res_latents)[0].clamp(0, 1)
+    low_res = downsample_frames(enlarged, *stage.low_size).cpu()
+    return {"samples/low_res_psnr": low_res_consistency(frames, low_res).mean().item()}

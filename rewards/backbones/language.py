@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from rewards.preprocess import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD, timestamps
@@ -33,6 +34,12 @@ class Qwen25:
         from transformers import Qwen2_5_VLModel
 
         return Qwen2_5_VLModel
+
+    def output_embeddings(self, source: str, vocab_size: int) -> Tensor:
+        """Weights of the vocabulary's logits [V, H] of a folder or hub id whose embeddings are not tied to them."""
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
+        return _output_embeddings(Qwen2_5_VLForConditionalGeneration, source, vocab_size)
 
     def tiny_config(self, settings: Any, tokenizer: Any) -> Any:
         """A model of a few hundred thousand parameters for this tokenizer."""
@@ -84,6 +91,12 @@ class Qwen3:
 
         return Qwen3VLModel
 
+    def output_embeddings(self, source: str, vocab_size: int) -> Tensor:
+        """Weights of the vocabulary's logits [V, H] of a folder or hub id whose embeddings are not tied to them."""
+        from transformers import Qwen3VLForConditionalGeneration
+
+        return _output_embeddings(Qwen3VLForConditionalGeneration, source, vocab_size)
+
     def tiny_config(self, settings: Any, tokenizer: Any) -> Any:
         """A model of a few hundred thousand parameters for this tokenizer."""
         from transformers import Qwen3VLConfig
@@ -120,6 +133,12 @@ class Qwen3:
 def video_token_types(ids: Tensor, tokenizer: Any) -> Tensor:
     """2 at a clip's patches and 0 at text, as m-rope needs it: without, Qwen2.5-VL silently takes 1-D positions."""
     return 2 * (ids == tokenizer.convert_tokens_to_ids(VIDEO_PAD)).long()
+
+
+def _output_embeddings(model_class: Any, source: str, vocab_size: int) -> Tensor:
+    model = model_class.from_pretrained(source, dtype=torch.float32)
+    model.resize_token_embeddings(vocab_size)
+    return model.get_output_embeddings().weight.detach()
 
 
 def _vision_ids(tokenizer: Any) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from reelhf.config import Config
 from rewards.aesthetic import AestheticConfig
 from rewards.foundational import FoundationalConfig
+from rewards.generative import GenerativeConfig
 from rewards.motion import MotionConfig
 
 
@@ -26,6 +27,8 @@ class PretrainConfig(Config):
 
     foundational: FoundationalConfig = FoundationalConfig()
     """The vision-language model."""
+    generative: GenerativeConfig | None = None
+    """The vision-language model that answers yes or no, in place of `foundational`; a tiny one is pre-trained as that is."""
     motion: MotionConfig = MotionConfig()
     """The video encoder."""
     aesthetic: AestheticConfig = AestheticConfig()

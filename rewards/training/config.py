@@ -15,9 +15,10 @@ from rewards.training.groups import Group
 class LossConfig(Config):
     """What a verdict teaches (`rewards.losses`)."""
 
-    kind: Literal["pairs", "best_worst", "gaussian"] = "pairs"
+    kind: Literal["pairs", "best_worst", "gaussian", "answers"] = "pairs"
     """pairs: Bradley-Terry with ties on every pair. best_worst: the likelihood of best, then worst, of all K clips at once; verdicts that are no
-    free best and worst (ties, constrained picks, scores) stay pairs. gaussian: pairs of a model with `uncertainty`, trained on -log E[P(vote)]."""
+    free best and worst (ties, constrained picks, scores) stay pairs. gaussian: pairs of a model with `uncertainty`, trained on -log E[P(vote)]. answers: a generative reward's
+    yes or no to "is clip 2 better than clip 1?", by cross-entropy."""
     ties: Literal["rate", "learned"] | PositiveFloat = "rate"
     """Width of a tie in logits, per dimension: from the share of ties among explicit verdicts, learned with the weights, or this number for all."""
     margin: float = Field(0.0, ge=0)
@@ -26,6 +27,10 @@ class LossConfig(Config):
     """Weigh each annotator's verdicts by how far beyond chance the others agree with them."""
     agreement_power: float = Field(0.0, ge=0)
     """Weigh each verdict by the share of other annotators who said the same, to this power; 0 is off, verdicts nobody repeated count fully."""
+    rationales: str | None = None
+    """JSONL of {clip_a, clip_b, dimension, text}: why the {winner} beat the {loser}, learned after the answer (kind answers)."""
+    rationale_weight: float = Field(0.5, ge=0)
+    """Weight of the rationale's mean cross-entropy beside the answer's."""
 
 
 class RewardTrainConfig(Config):
@@ -53,6 +58,9 @@ class RewardTrainConfig(Config):
     """What a verdict teaches."""
     lora: LoraSettings | None = None
     """Learn low-rank deltas of the backbone instead of its weights (at `backbone_lr`); the checkpoint holds them and the readouts."""
+    synthetic: float = Field(0.0, ge=0)
+    """Weight of lessons that need no vote: in each step clips beat themselves spoiled (motion: frozen, shuffled, flickering, warped, stuttering, reversed;
+    the others as in pre-training). 0 is off."""
     frozen: tuple[Group, ...] = ()
     """Groups of weights that stay as they are; vision, language and embeddings are parts of a vision-language model's backbone."""
     gradient_checkpointing: bool = False

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rewards.data import Clip, RewardTask
+from rewards.training.answers import Rationales, answer_loss
 from rewards.training.config import RewardTrainConfig
 from rewards.training.loss import preference_loss
+from rewards.training.synthetic import synthetic_loss
 
 OUR_STATE = "reward_state_{rank}.pt"
 """Beside the Trainer's own files in a checkpoint: the generator of frames and augmentation, and the log so far."""
@@ -101,6 +103,7 @@ def reward_trainer_class() -> type[Any]:
             clips: dict[str, Clip],
             label: str,
             tie_width: Tensor,
+            rationales: Rationales,
             **kwargs: Any,
         ) -> None:
             super().__init__(**kwargs)
@@ -109,6 +112,7 @@ def reward_trainer_class() -> type[Any]:
             if self.args.load_best_model_at_end:
                 self.add_callback(EarlyStoppingCallback(config.patience))
             self.reward_config, self.clips, self.tie_width = config, clips, tie_width
+            self.rationales = rationales
             self.metrics: list[dict[str, float]] = []
             self.draws = torch.Generator().manual_seed(config.seed + 7919 * rank())
             self.model_accepts_loss_kwargs = False
@@ -147,17 +151,41 @@ def reward_trainer_class() -> type[Any]:
                 shift=self.reward_config.shift,
                 generator=self.draws,
             )
+            if self.reward_config.synthetic:
+                lesson, right = synthetic_loss(
+                    self.model if alone else model, inputs, self.clips, generator=self.draws
+                )
+                loss = loss + self.reward_config.synthetic * lesson
+                metrics |= {"synthetic_accuracy": right}
             self.metrics.append(metrics)
             return loss
 
-        def _loss(self, model: Any, tasks: list[RewardTask], **options: Any) -> Any:
+        def _loss(
+            self,
+            model: Any,
+            tasks: list[RewardTask],
+            *,
+            shift: float = 0.0,
+            generator: torch.Generator | None = None,
+        ) -> tuple[Tensor, dict[str, float]]:
+            config = self.reward_config.loss
+            if config.kind == "answers":
+                return answer_loss(
+                    model,
+                    tasks,
+                    self.clips,
+                    config=config,
+                    rationales=self.rationales,
+                    generator=generator,
+                )
             return preference_loss(
                 model,
                 tasks,
                 self.clips,
                 tie_width=self.model.tie_width_now(self.tie_width),
-                config=self.reward_config.loss,
-                **options,
+                config=config,
+                shift=shift,
+                generator=generator,
             )
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

@@ -124,7 +124,7 @@ def test_nothing_is_encoded_twice(store, manifest, tiny_parts, monkeypatch):
     made = []
     flush = encoding._flush
     monkeypatch.setattr(
-        encoding, "_flush", lambda s, v, ready: (made.extend(ready), flush(s, v, ready))
+        encoding, "_flush", lambda s, v, ready, low: (made.extend(ready), flush(s, v, ready, low))
     )
     again, _ = encode_set(store, clips, buckets(SMALL), *tiny_parts)
     assert again == windows
@@ -197,7 +197,7 @@ def test_the_command_encodes_every_stage_and_says_what_lies_where(
     assert "3 clips fit no bucket:" in said
     assert "22 windows of 13 clips: 22 with caption" in said
     assert "next: reelhf generator train" in said
-    assert encode_stages(staged(), manifest, vae, text, out) == out
+    assert encode_stages(staged(), manifest, out, vae=vae, text=text) == out
 
 
 @pytest.mark.realdata

@@ -1,0 +1,49 @@
+"""The clip that others are held against: the best of N that one model made for one prompt.
+
+Source: RewardDance, 2509.08826, sec. 3.3: N = 16 samples of the model before RLHF, ranked by the number of comparisons each wins; the top ones serve
+as references.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rewards.generative import GenerativeReward
+
+
+@torch.no_grad()
+def comparisons(model: GenerativeReward, frames: Tensor, fps: float, prompt: Any) -> Tensor:
+    """Logit [N, N, D] that clip i beats clip j of frames [N, 3, F, H, W]; antisymmetric, 0 on the diagonal."""
+    count = len(frames)
+    out = torch.zeros(count, count, len(model.dimensions), device=frames.device)
+    selection = model.select(frames.shape[2], fps)
+    for i in range(count - 1):
+        others = frames[i + 1 :]
+        beats = model.score(
+            frames[i : i + 1].expand_as(others),
+            selection=selection,
+            fps=fps,
+            prompts=[prompt] * len(others),
+            reference=others,
+        ).values
+        out[i, i + 1 :], out[i + 1 :, i] = beats, -beats
+    return out
+
+
+def win_counts(beats: Tensor) -> Tensor:
+    """How many of the others each clip beats, in each dimension: [N, D] of logits [N, N, D]; an invalid comparison is no win."""
+    return (beats > 0).sum(dim=1)
+
+
+def best_of(
+    model: GenerativeReward, frames: Tensor, fps: float, prompt: Any, *, keep: int = 1
+) -> list[int]:
+    """The `keep` clips of frames [N, 3, F, H, W] that win most comparisons over all dimensions, the best first."""
+    beats = comparisons(model, frames, fps, prompt)
+    wins = win_counts(beats).sum(1).double()
+    margin = beats.nan_to_num().mean((1, 2)).double()  # decides between equal counts
+    return (wins + margin.sigmoid() / 2).argsort(descending=True)[:keep].tolist()
