@@ -338,6 +338,7 @@ def _rows_of_choice(
     row: Any, shown: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[dict[str, Any], list[Pair]]]:
     """One judgment row per pick, with the pairs it yields."""
+    imported = row.kind == "score" and row.seconds is None  # nobody saw it here
     common = {
         "task_id": f"t{row.task_id}",
         "annotator": row.pseudonym,
@@ -351,7 +352,7 @@ def _rows_of_choice(
         "scores": row.scores,
         "dimension_position": row.position,
         "surplus": row.surplus,
-        "shown_at": None if row.shown_ms == row.submitted_ms else _when(row.shown_ms),
+        "shown_at": None if imported else _when(row.shown_ms),
         "submitted_at": _when(row.submitted_ms),
         "seconds": row.seconds,
         "guideline_version": row.guideline_version,
