@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from annotation.records import PreferenceData, read_preferences
-from reelhf.errors import UserError
+from annotation.records import DIMENSIONS, PreferenceData, read_preferences
+from reelhf.errors import UserError, did_you_mean
+
+SUB_SCORES = ("motion_artefacts", "motion_amplitude", "motion_vividness", "texture_quality")
+"""Dimensions that people are not asked about by default, which imported verdicts may name."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,17 @@ def load_tasks(
         )
         for task_id, task in tasks.items()
     ]
+
+
+def check_dimensions(data: PreferenceData) -> None:
+    """UserError naming a dimension that no reward knows: a typing error would otherwise teach nothing, silently."""
+    known = (*DIMENSIONS, *SUB_SCORES)
+    for name in dict.fromkeys(row["dimension"] for row in data.preferences):
+        if name not in known:
+            raise UserError(
+                f"{data.folder} holds verdicts on {name!r}; the dimensions are {', '.join(known)}."
+                + did_you_mean(name, known)
+            )
 
 
 def _picks(

@@ -251,9 +251,9 @@ class GenerativeReward(VisionLanguageReward):
     def forward(
         self, *arguments: Any, answers: Sequence[Answer] | None = None, **options: Any
     ) -> Any:
-        """`score`, or the losses of given answers: the engine that trains it knows only this name."""
+        """Values and std, or the losses of given answers: the engine that trains it knows only this name."""
         if answers is None:
-            return self.score(*arguments, **options)
+            return super().forward(*arguments, **options)
         return self.answer_losses(*arguments, answers=answers, **options)
 
     def encode_text(self, text: str) -> list[int]:

@@ -16,6 +16,7 @@ from reelhf.config import Config
 from reelhf.errors import UserError
 from reelhf.progress import silence_transformers
 from rewards.base import FrameSelection, RewardScores
+from rewards.card import model_card
 from rewards.lora import LoraSettings, add_lora, base_state, is_base_weight
 from rewards.preprocess import clamp_straight_through
 from rewards.recipes import PixelRecipe
@@ -61,6 +62,7 @@ class RewardModule(nn.Module, ABC):
         self.tie_width: list[float] | None = None
         self.lora: LoraSettings | None = None
         self.base: dict[str, str] | None = None
+        self.card: dict[str, Any] = {}
         for name, value in (
             ("mean", 0.0),
             ("std", 1.0),
@@ -139,6 +141,9 @@ class RewardModule(nn.Module, ABC):
             other = torch.where(whole.view(-1, 1, 1, 1, 1), other, 0.0)
             more["reference"] = clamp_straight_through(other)
         values, parts = self.values(clamp_straight_through(clean), fps, list(prompts), **more)
+        values = values.to(
+            torch.promote_types(values.dtype, torch.float32)
+        )  # never a bfloat16 score
         valid = valid & values.detach().isfinite().all(dim=1)
         values = values.masked_fill(~valid[:, None], float("nan"))
         if not self.settings.uncertainty:
@@ -146,7 +151,10 @@ class RewardModule(nn.Module, ABC):
         values, log_std = values.chunk(2, dim=1)
         return RewardScores(values, valid, log_std.clamp(*LOG_STD_RANGE).exp(), parts)
 
-    forward = score
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """Values [B, D] and their std or None, of `score`: for the engine that trains it, whose hooks find tensors in tuples alone."""
+        scores = self.score(*arguments, **options)
+        return scores.values, scores.std
 
     def spread_head(self, features: int) -> nn.Linear:
         """A head for the logarithm of each value's spread, beginning at a spread of one."""
@@ -173,6 +181,10 @@ class RewardModule(nn.Module, ABC):
     def out_of_range(self, values: Tensor) -> Tensor:
         """How far values [B, D] lie beyond the validated range, in standard deviations; 0 inside."""
         return ((values - self.high).clamp_min(0) + (self.low - values).clamp_min(0)) / self.std
+
+    def recompute_layers(self) -> None:
+        """Keep no activations inside the backbone's layers; the backward pass computes them again. Needs train() mode."""
+        self.backbone.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[union-attr, operator]
 
     # Checkpoints
 
@@ -219,11 +231,13 @@ class RewardModule(nn.Module, ABC):
             "temperature": self.temperature.tolist(),
             "data_hash": self.data_hash,
             "tie_width": self.tie_width,
+            "training": self.card,
             "lora": None if self.lora is None else self.lora.model_dump(mode="json"),
             "base": self.base,
             "preprocessing": self.recipe.model_dump(mode="json", exclude_none=True),
         }
         (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")
+        (folder / "README.md").write_text(model_card(described), encoding="utf-8")
         seal(folder)
         return folder
 
@@ -255,6 +269,7 @@ class RewardModule(nn.Module, ABC):
         model.base = base
         model.data_hash = described["data_hash"]
         model.tie_width = described.get("tie_width")
+        model.card = described.get("training", {})
         return model
 
 
