@@ -15,6 +15,8 @@ from reelhf.errors import UserError, did_you_mean
 
 SUB_SCORES = ("motion_artefacts", "motion_amplitude", "motion_vividness", "texture_quality")
 """Dimensions that people are not asked about by default, which imported verdicts may name."""
+UNREADABLE = torch.full((3, 1, 16, 16), float("nan"))
+"""The frames of a clip that cannot be read: no reward scores them."""
 
 
 @dataclass(frozen=True)
@@ -169,16 +171,31 @@ def _picks(
 
 
 def load_clips(data: PreferenceData, tasks: Sequence[RewardTask]) -> dict[str, Clip]:
-    """Decode every clip the tasks name, once."""
+    """Decode every clip the tasks name, once; one that cannot be read is kept as a clip that is invalid to every reward.
+
+    Raises: UserError when none can be read.
+    """
     from reelhf.progress import track
-    from reelhf.video import read_videos
+    from reelhf.video import read_videos_or_errors
 
     wanted = list(dict.fromkeys(sha for task in tasks for sha in task.clips))
     if not wanted:
         raise UserError(f"{data.folder} holds no preference rows for what was asked")
-    read = read_videos(data.clip_path(sha) for sha in wanted)
-    pairs = zip(wanted, read, strict=True)
-    return {sha: Clip(*clip) for sha, clip in track(pairs, label="read clips", total=len(wanted))}
+    read = zip(wanted, read_videos_or_errors(map(data.clip_path, wanted)), strict=True)
+    clips, errors = {}, []
+    for sha, clip in track(read, label="read clips", total=len(wanted)):
+        if isinstance(clip, UserError):
+            errors.append(clip)
+            clip = UNREADABLE, 1.0
+        clips[sha] = Clip(*clip)
+    if len(errors) == len(wanted):
+        raise errors[0]
+    if errors:
+        print(
+            f"  {len(errors)} of {len(wanted)} clips cannot be read and count nothing; the first: {errors[0]}",
+            flush=True,
+        )
+    return clips
 
 
 def group_by_shape(clips: Sequence[Clip]) -> list[tuple[list[int], Tensor, Tensor]]:

@@ -158,6 +158,7 @@ class GenerativeReward(VisionLanguageReward):
         order = [clip for shown in clips for clip in shown]
         device = seen.features.pooler_output[0].device
         ids, mask = pad_right(rows, self.tokenizer.pad_token_id, device=device)
+        self.check_context(ids.shape[1])
         fps = torch.tensor([seen.fps[clip] for clip in order], device=device)
         out = self.backbone(
             input_ids=ids,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ class RewardModule(nn.Module, ABC):
     config_class: ClassVar[type[Config]]
     readouts: ClassVar[tuple[str, ...]]
     """Names of the parts that turn features into scores; the rest is the backbone to an optimizer."""
+    reads_prompt: ClassVar[bool] = True
+    """Whether a score depends on the prompt, which may then not be empty."""
     compares: bool = False
     """Whether it scores a clip against a `reference`."""
     dimensions: tuple[str, ...]
@@ -107,7 +110,23 @@ class RewardModule(nn.Module, ABC):
         return FrameSelection(None)
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        return encode_texts(self.tokenizer, prompts, max_tokens=self.settings.max_text_tokens)
+        if self.reads_prompt:
+            for number, prompt in enumerate(prompts, 1):
+                if not prompt.strip():
+                    raise UserError(
+                        f"prompt {number} of {len(prompts)} is empty; expected what the clip was to show"
+                    )
+        limit = self.settings.max_text_tokens
+        encoded = encode_texts(self.tokenizer, prompts, max_tokens=None)
+        longest = max(range(len(encoded)), key=lambda i: len(encoded[i]), default=None)
+        if self.reads_prompt and longest is not None and len(encoded[longest]) > limit:
+            what = f"prompt {longest + 1} of {len(prompts)} has {len(encoded[longest])} tokens, max_text_tokens is {limit}"
+            if self.settings.long_prompts == "refuse":
+                raise UserError(
+                    f"{what}; shorten it, or set long_prompts: cut to score its beginning"
+                )
+            warnings.warn(f"{what}: its beginning is scored", stacklevel=2)
+        return [row[:limit] for row in encoded]
 
     def score(
         self,
@@ -120,7 +139,12 @@ class RewardModule(nn.Module, ABC):
         reference: Tensor | None = None,
     ) -> RewardScores:
         """See `rewards.base.RewardModel.score`."""
-        if frames.dim() != 5 or frames.shape[1] != 3 or len(prompts) != len(frames):
+        if (
+            frames.dim() != 5
+            or frames.shape[1] != 3
+            or not frames.shape[2]
+            or len(prompts) != len(frames)
+        ):
             raise ValueError(
                 f"expected frames [B, 3, F, H, W] and B prompts, got {tuple(frames.shape)} and {len(prompts)} prompts"
             )
@@ -131,7 +155,7 @@ class RewardModule(nn.Module, ABC):
         clean = torch.where(
             valid.view(-1, 1, 1, 1, 1), frames, 0.0
         )  # NaN must not reach the other clips' gradient
-        fps = torch.as_tensor(fps, dtype=torch.float32, device=frames.device).expand(len(frames))
+        fps = checked_fps(fps).to(frames.device).expand(len(frames))
         fps = selection.rate(fps)
         more = {}
         if reference is not None and self.compares:
@@ -271,6 +295,18 @@ class RewardModule(nn.Module, ABC):
         model.tie_width = described.get("tie_width")
         model.card = described.get("training", {})
         return model
+
+
+def checked_fps(fps: Tensor | float | None) -> Tensor:
+    """Frames per second as a float tensor; UserError where they are missing or no rate."""
+    if fps is None:
+        raise UserError(
+            "fps is missing; expected the clip's frames per second: the same frames at another rate are another motion"
+        )
+    rate = torch.as_tensor(fps, dtype=torch.float32)
+    if not (rate.isfinite() & (rate > 0)).all():
+        raise UserError(f"fps is {rate.tolist()}; expected finite numbers above 0")
+    return rate
 
 
 def _bound(value: Tensor) -> float | None:
