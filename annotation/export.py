@@ -1,11 +1,18 @@
-"""Judgments become preference data (contract 3 of the design).
+"""Judgments become preference data (contract 3 of the design), page by page: memory does not grow with the project.
 
 What a judgment yields, per dimension:
 - a free, admissible pick: one `explicit` pair (best over worst, weight 1) and the other 2K - 4 pairs that best and worst imply;
 - a pick made after a veto: its explicit pair only, `constrained`; beside it the vetoed free pick, whole, with `admissible` false
   (an honest opinion of this dimension that must not reach the composite or DPO);
 - a tie: one explicit tie between two clips drawn at random, the other pairs as implied ties;
-- scores (imported ratings): every pair; the one of best and worst is explicit, the others implied.
+- a pair that was called good, same or bad (`gsb`): that pair, or a tie;
+- scores: every pair; the one of best and worst is explicit, the others implied.
+
+Of a judgment that was changed, the latest revision counts. Gold tasks and re-tests are in the table of judgments, with their
+`purpose`, and yield no preferences; practice and exams are left out. What an expert decided about a conflict is one more
+annotator's judgment, or (`adjudicated_only`) the only one of that task.
+
+Implied pairs are written on request. Pairs with a purged clip, and judgments that were withdrawn, stay out and are counted.
 """
 
 from __future__ import annotations
@@ -13,138 +20,295 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from annotation import schema as t
-from annotation.records import split_of, write_preferences
+from annotation.history import is_latest
+from annotation.pairs import Pair, best_worst_pairs, judgment_pairs
+from annotation.preference_files import PreferenceWriter
+from annotation.projects import project_id
+from annotation.records import split_of
+from annotation.routing import COUNTED
 from annotation.store import Store
 
 IMPLIED_WEIGHT = 0.5
 """The rule has checked the explicit pair only; an implied one counts half (our choice)."""
+PAGE_JUDGMENTS = 2000
+PAGE_CLIPS = 5000
+IN_LIST = 500
+"""Values in one SQL `IN`; databases limit them."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two clips of one judgment, as indices in the order shown; `preference` is +1 if `a` is better, 0 for a tie."""
+class ExportQuery:
+    """Which judgments an export holds. Written into its manifest."""
 
-    a: int
-    b: int
-    preference: int
-    kind: str
+    project: str | None = None
+    """Tasks of this project; all projects by default."""
+    min_round: int = 0
+    max_round: int | None = None
+    exclude_simulated: bool = False
+    include_implied: bool = False
+    """Also the pairs that best and worst imply, marked `implied`."""
+    adjudicated_only: bool = False
+    """Of tasks that an expert decided, the preferences come from the decision alone."""
 
-
-def best_worst_pairs(best: int, worst: int, num_clips: int) -> list[Pair]:
-    """The 2K - 3 pairs that best and worst order; only (best, worst) is explicit."""
-    rest = [i for i in range(num_clips) if i not in (best, worst)]
-    return [
-        Pair(best, worst, 1, "explicit"),
-        *(Pair(best, i, 1, "implied") for i in rest),
-        *(Pair(i, worst, 1, "implied") for i in rest),
-    ]
-
-
-def tie_pairs(num_clips: int, rng: random.Random) -> list[Pair]:
-    """All pairs as ties; one drawn at random is explicit, so that a tie weighs as much as a pick."""
-    pairs = list(combinations(range(num_clips), 2))
-    chosen = rng.choice(pairs)
-    return [Pair(a, b, 0, "explicit" if (a, b) == chosen else "implied") for a, b in pairs]
-
-
-def score_pairs(scores: Sequence[float], best: int | None, worst: int | None) -> list[Pair]:
-    """Every pair of rated clips; equal ratings are ties."""
-    found = []
-    for a, b in combinations(range(len(scores)), 2):
-        preference = (scores[a] > scores[b]) - (scores[a] < scores[b])
-        kind = "explicit" if best is not None and {a, b} == {best, worst} else "implied"
-        found.append(Pair(a, b, preference, kind))
-    return found
+    def words(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in asdict(self).items())
 
 
 def export_preferences(
-    store: Store,
-    out: Path | str,
-    *,
-    include_implied: bool = True,
-    fmt: str = "parquet",
-    project: str | None = None,
-    min_round: int = 0,
-    max_round: int | None = None,
-    exclude_simulated: bool = False,
+    store: Store, out: Path | str, query: ExportQuery | None = None, *, fmt: str = "parquet"
 ) -> Path:
-    """Writes the preference data of a project; the same judgments give the same tables.
+    """Writes the preference data of a store; the same judgments give the same tables.
 
     Args:
-        include_implied: also the pairs that best and worst imply (marked `implied`).
-        fmt: `parquet` or `jsonl`.
-        project, min_round, max_round, exclude_simulated: which judgments; written into the manifest as its source query.
+        query: which judgments; all of them, explicit pairs only, by default.
+        fmt: `parquet`, `jsonl` or `csv`.
     Returns: the folder, readable by `annotation.records.read_preferences`.
     """
-    out = Path(out)
-    where: list[sa.ColumnElement[bool]] = [t.task.c.round >= min_round]
-    if project is not None:
-        where.append(t.task.c.project == project)
-    if max_round is not None:
-        where.append(t.task.c.round <= max_round)
-    if exclude_simulated:
-        where.append(~t.judgment.c.simulated)
-    with store.read() as connection:
-        clips = {row.id: dict(row._mapping) for row in connection.execute(_clips)}
-        judged = list(connection.execute(_choices.where(*where)))
-    judgments: list[dict[str, Any]] = []
-    preferences: list[dict[str, Any]] = []
-    used: set[int] = set()
-    for row in judged:
-        used.update(row.clip_order)
-        shown = [clips[clip_id] for clip_id in row.clip_order]
-        for judgment, pairs in _rows_of_choice(row, shown):
-            judgments.append(judgment)
-            preferences += _preference_rows(row, shown, judgment, pairs, include_implied)
-    _add_agreement(preferences)
-    clip_rows = [_clip_row(store, out, clips[clip_id]) for clip_id in sorted(used)]
-    counts: dict[str, int] = defaultdict(int)
-    for judgment in judgments:
-        if judgment["pick"] == "final":
-            counts["constrained" if judgment["constrained"] else judgment["status"]] += 1
-        else:
-            counts["vetoed"] += 1
-    query = {
-        "project": project,
-        "min_round": min_round,
-        "max_round": max_round,
-        "exclude_simulated": exclude_simulated,
-        "include_implied": include_implied,
-    }
-    versions = sorted({j["guideline_version"] for j in judgments})
-    return write_preferences(
-        out,
-        clips=clip_rows,
-        judgments=judgments,
-        preferences=preferences,
-        guideline_version=", ".join(versions) or store.guideline.version,
-        source_query=", ".join(f"{key}={value}" for key, value in query.items()),
-        fmt=fmt,
-        extra={"answers": dict(counts)},
-    )
+    query = query or ExportQuery()
+    with PreferenceWriter(out, fmt=fmt) as writer, store.read() as connection:
+        of_project = None if query.project is None else project_id(connection, query.project)
+        newest = select(sa.func.max(t.judgment.c.id))
+        last = connection.execute(newest).scalar() or 0
+        where = [*_where(query, of_project), t.judgment.c.id <= last]
+        counts: Counter[str] = Counter()
+        left_out: Counter[str] = Counter()
+        versions: set[str] = set()
+        used = _Ids()
+        for judgments, preferences, clip_ids in _pages(connection, where, query, left_out):
+            writer.write("judgments", judgments)
+            writer.write("preferences", preferences)
+            for judgment in judgments:
+                counts[_answer(judgment)] += 1
+                versions.add(judgment["guideline_version"])
+            used.update(clip_ids)
+        for clips in _clip_pages(connection, used):
+            rows = [_clip_row(store, writer.folder, clip, query.project) for clip in clips]
+            writer.write("clips", rows)
+        return writer.finish(
+            guideline_version=", ".join(sorted(versions)) or store.guideline.version,
+            source_query=query.words(),
+            extra={
+                "answers": dict(counts),
+                "left_out": {name: number for name, number in left_out.items() if number},
+                "last_judgment": last,
+            },
+        )
 
+
+def judgment_table(
+    store: Store, query: ExportQuery | None = None, *, newest: int | None = None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The `judgments` and `clips` rows of an export, in memory: for reports.
+
+    Args:
+        newest: of the last so many judgments only.
+    """
+    query = query or ExportQuery()
+    with store.read() as connection:
+        of_project = None if query.project is None else project_id(connection, query.project)
+        found, used = [], _Ids()
+        where = _where(query, of_project)
+        if newest is not None:
+            older = select(t.judgment.c.id).order_by(t.judgment.c.id.desc()).offset(newest).limit(1)
+            where.append(t.judgment.c.id > (connection.execute(older).scalar() or 0))
+        for judgments, _, clip_ids in _pages(connection, where, query, Counter()):
+            found += judgments
+            used.update(clip_ids)
+        clips = [
+            _clip_row(store, store.media.parent, clip, query.project)
+            for page in _clip_pages(connection, used)
+            for clip in page
+        ]
+    return found, clips
+
+
+def _where(query: ExportQuery, of_project: int | None) -> list[sa.ColumnElement[bool]]:
+    where: list[sa.ColumnElement[bool]] = [
+        t.task.c.round >= query.min_round,
+        t.judgment.c.purpose.in_(COUNTED),
+        is_latest(),
+    ]
+    if of_project is not None:
+        where.append(t.task.c.project_id == of_project)
+    if query.max_round is not None:
+        where.append(t.task.c.round <= query.max_round)
+    if query.exclude_simulated:
+        where.append(~t.judgment.c.simulated)
+    return where
+
+
+def _answer(judgment: Mapping[str, Any]) -> str:
+    if judgment["pick"] == "first":
+        return "vetoed"
+    return "constrained" if judgment["constrained"] else str(judgment["status"])
+
+
+class _Ids:
+    """A set of row ids at one bit each."""
+
+    def __init__(self) -> None:
+        self._bits = bytearray()
+
+    def update(self, ids: set[int]) -> None:
+        if ids and max(ids) // 8 >= len(self._bits):
+            self._bits.extend(bytes(max(ids) // 8 + 1 - len(self._bits)))
+        for number in ids:
+            self._bits[number // 8] |= 1 << number % 8
+
+    def pages(self, size: int) -> Iterator[list[int]]:
+        """The ids in ascending order, at most `size` at a time."""
+        page: list[int] = []
+        for place, byte in enumerate(self._bits):
+            page += [8 * place + bit for bit in range(8) if byte >> bit & 1]
+            if len(page) >= size:
+                yield page[:size]
+                page = page[size:]
+        if page:
+            yield page
+
+
+def _pages(
+    connection: Connection,
+    where: Sequence[sa.ColumnElement[bool]],
+    query: ExportQuery,
+    left_out: Counter[str],
+) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]], set[int]]]:
+    """Judgment rows, preference rows and ids of the clips they name, page by page in the order judged.
+
+    A page is read by key (`id` above the last one), so the thousandth costs what the first does. The agreement of a pair needs all
+    judgments of its task: those of a page's tasks are read with it, and only the page's own are written.
+    """
+    withdrawn = _withdrawn(connection)
+    after = 0
+    while True:
+        page = list(
+            connection.execute(
+                select(t.judgment.c.id, t.judgment.c.task_id)
+                .join(t.task, t.task.c.id == t.judgment.c.task_id)
+                .where(*where, t.judgment.c.id > after)
+                .order_by(t.judgment.c.id)
+                .limit(PAGE_JUDGMENTS)
+            )
+        )
+        if not page:
+            return
+        first, after = page[0].id, page[-1].id
+        choices = _choices_of(connection, where, sorted({row.task_id for row in page}))
+        clips = _clips_of(connection, {clip for row in choices for clip in row.clip_order})
+        judgments: list[dict[str, Any]] = []
+        preferences: list[tuple[bool, dict[str, Any]]] = []
+        used: set[int] = set()
+        decided = {row.task_id for row in choices if row.purpose == "adjudication"}
+        overruled = decided if query.adjudicated_only else set()
+        for row in choices:
+            mine = first <= row.judgment_id <= after
+            if row.account_id in withdrawn:
+                left_out["withdrawn answers"] += mine
+                continue
+            shown = [clips[clip_id] for clip_id in row.clip_order]
+            for judgment, pairs in _rows_of_choice(row, shown):
+                kept = [pair for pair in pairs if not _purged(pair, shown)]
+                left_out["pairs with a purged clip"] += (len(pairs) - len(kept)) * mine
+                if mine:
+                    judgments.append(judgment)
+                    used.update(clip for clip in row.clip_order if not clips[clip]["purged_ms"])
+                if not _teaches(row, overruled):
+                    continue
+                preferences += [
+                    (mine, preference)
+                    for preference in _preference_rows(
+                        row, shown, judgment, kept, query.include_implied
+                    )
+                ]
+        _add_agreement([preference for _, preference in preferences])
+        yield judgments, [preference for mine, preference in preferences if mine], used
+
+
+def _teaches(row: Any, overruled: set[int]) -> bool:
+    """True if preferences come of it: real work that no expert has decided otherwise, or the expert's word."""
+    if row.purpose == "adjudication":
+        return True
+    return bool(row.purpose == "work" and row.task_id not in overruled)
+
+
+def _purged(pair: Pair, shown: Sequence[Mapping[str, Any]]) -> bool:
+    return bool(shown[pair.a]["purged_ms"] or shown[pair.b]["purged_ms"])
+
+
+def _withdrawn(connection: Connection) -> set[int]:
+    """Accounts that were purged and whose judgments were withdrawn with them."""
+    gone = select(t.tombstone.c.subject).where(
+        t.tombstone.c.kind == "user", t.tombstone.c.withdrawn
+    )
+    query = select(t.account.c.id).where(t.account.c.pseudonym.in_(gone))
+    return set(connection.execute(query).scalars())
+
+
+def _choices_of(
+    connection: Connection, where: Sequence[sa.ColumnElement[bool]], task_ids: Sequence[int]
+) -> list[sa.Row[Any]]:
+    """Every choice about these tasks, in the order judged and asked."""
+    rows = [
+        row
+        for start in range(0, len(task_ids), IN_LIST)
+        for row in connection.execute(
+            _choices.where(*where, t.task.c.id.in_(task_ids[start : start + IN_LIST]))
+        )
+    ]
+    return sorted(rows, key=lambda row: (row.judgment_id, row.position))
+
+
+def _clips_of(connection: Connection, clip_ids: set[int]) -> dict[int, dict[str, Any]]:
+    ids = sorted(clip_ids)
+    return {
+        row.id: dict(row._mapping)
+        for start in range(0, len(ids), IN_LIST)
+        for row in connection.execute(_clips.where(t.clip.c.id.in_(ids[start : start + IN_LIST])))
+    }
+
+
+def _clip_pages(connection: Connection, used: _Ids) -> Iterator[list[dict[str, Any]]]:
+    for ids in used.pages(PAGE_CLIPS):
+        clips = _clips_of(connection, set(ids))
+        yield [clips[clip_id] for clip_id in ids]
+
+
+_first_project = (
+    select(t.project.c.name)
+    .join(t.project_clip, t.project_clip.c.project_id == t.project.c.id)
+    .where(t.project_clip.c.clip_id == t.clip.c.id)
+    .order_by(t.project.c.id)
+    .limit(1)
+    .correlate(t.clip)
+    .scalar_subquery()
+)
 
 _clips = select(
-    t.clip, t.prompt.c.text.label("prompt_text"), t.prompt.c.language.label("prompt_language")
+    t.clip,
+    t.prompt.c.text.label("prompt_text"),
+    t.prompt.c.language.label("prompt_language"),
+    _first_project.label("project"),
 ).join(t.prompt, t.prompt.c.prompt_id == t.clip.c.prompt_id)
 
 _choices = (
     select(
         t.choice,
         t.judgment.c.task_id,
+        t.judgment.c.account_id,
         t.judgment.c.kind,
+        t.judgment.c.purpose,
+        t.judgment.c.revision,
         t.judgment.c.surplus,
         t.judgment.c.simulated,
         t.judgment.c.guideline_version,
@@ -153,7 +317,7 @@ _choices = (
         t.account.c.pseudonym,
         t.presentation.c.clip_order,
         t.presentation.c.shown_ms,
-        t.task.c.project,
+        t.project.c.name.label("project"),
         t.task.c.round,
         t.task.c.prompt_id,
         t.task.c.task_kind,
@@ -165,8 +329,8 @@ _choices = (
     .join(t.presentation, t.presentation.c.id == t.judgment.c.presentation_id)
     .join(t.account, t.account.c.id == t.judgment.c.account_id)
     .join(t.task, t.task.c.id == t.judgment.c.task_id)
+    .join(t.project, t.project.c.id == t.task.c.project_id)
     .join(t.prompt, t.prompt.c.prompt_id == t.task.c.prompt_id)
-    .order_by(t.judgment.c.id, t.choice.c.position)
 )
 
 
@@ -187,10 +351,13 @@ def _rows_of_choice(
         "scores": row.scores,
         "dimension_position": row.position,
         "surplus": row.surplus,
-        "shown_at": None if row.kind == "score" else _when(row.shown_ms),
+        "shown_at": None if row.shown_ms == row.submitted_ms else _when(row.shown_ms),
         "submitted_at": _when(row.submitted_ms),
         "seconds": row.seconds,
         "guideline_version": row.guideline_version,
+        "purpose": row.purpose,
+        "revision": row.revision,
+        "confirmed": row.confirmed,
     }
     vetoed = row.constrained or row.status == "no_valid_pair"
     name = f"j{row.judgment_id}/{row.dimension}"
@@ -220,17 +387,7 @@ def _rows_of_choice(
         "admissible": row.admissible,
         "constrained": row.constrained,
     }
-    if row.kind == "score":
-        pairs = score_pairs(row.scores, row.best, row.worst)
-    elif row.status == "ok":
-        pairs = best_worst_pairs(row.best, row.worst, len(shown))
-    elif row.status == "tie":
-        pairs = tie_pairs(len(shown), _rng(final["judgment_id"]))
-    else:
-        pairs = []
-    if row.constrained:
-        pairs = [pair for pair in pairs if pair.kind == "explicit"]
-    yield final, pairs
+    yield final, judgment_pairs(final, _rng(final["judgment_id"]))
 
 
 def _preference_rows(
@@ -293,13 +450,14 @@ def _add_agreement(preferences: list[dict[str, Any]]) -> None:
                 row["agreement"] = sum(o == row["preference"] for o in others) / len(others)
 
 
-def _clip_row(store: Store, out: Path, clip: Mapping[str, Any]) -> dict[str, Any]:
+def _clip_row(
+    store: Store, out: Path, clip: Mapping[str, Any], project: str | None
+) -> dict[str, Any]:
     def uri(key: str | None) -> str | None:
         return key and Path(os.path.relpath(store.media / key, out)).as_posix()
 
     copied = (
         "sha256",
-        "project",
         "prompt_id",
         "task_kind",
         "first_frame_sha256",
@@ -314,6 +472,7 @@ def _clip_row(store: Store, out: Path, clip: Mapping[str, Any]) -> dict[str, Any
     )
     return {
         **{name: clip[name] for name in copied},
+        "project": project or clip["project"],
         "prompt": clip["prompt_text"],
         "language": clip["prompt_language"],
         "uri": uri(clip["storage_key"]),

@@ -1,7 +1,6 @@
-"""One annotation project on disk: a SQLite database and the media beside it.
+"""One annotation project: a folder with its media, and its tables in SQLite beside them or in PostgreSQL.
 
-Durability: WAL with synchronous=FULL, every write in a BEGIN IMMEDIATE transaction. Reads use an engine of their own, so a
-dashboard never holds the write lock. What people say is append-only, enforced by triggers.
+What people say is append-only, enforced by triggers; `annotation.database` says what a transaction is.
 """
 
 from __future__ import annotations
@@ -9,42 +8,46 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, event, insert, select
+from sqlalchemy import Connection, insert, select
 
 from annotation import schema as t
+from annotation.database import BUSY_SECONDS, Database, open_postgres, open_sqlite
+from annotation.known import known_answers
+from annotation.place import Place, read_place
 from annotation.presentation import (
     Measured,
     PresentationConfig,
-    copy_task,
+    copy_tasks,
     store_picture,
 )
+from annotation.prompts.near import ClusterIndex
 from annotation.records import (
+    KINDS,
     MAX_CLIPS,
     MIN_CLIPS,
+    PURPOSES,
     ClipRecord,
     Guideline,
     PromptRecord,
+    Question,
     load_guideline,
-    normalise_prompt,
 )
+from annotation.storage import Files
+from annotation.transcoding import copy_pool
 from reelhf.errors import UserError
 from reelhf.hashing import sha256_file
 
-BUSY_TIMEOUT_SECONDS = 30
-NEAR_DUPLICATE_JACCARD = 0.9
-MAX_COPY_THREADS = 8
-ROLES = ("annotator", "admin")
+TASKS_AT_ONCE = 8
+ROLES = ("annotator", "reviewer", "admin")
 
 
 @dataclass(frozen=True)
@@ -61,52 +64,101 @@ class Account:
 class Store:
     """Opens (and creates, and upgrades) a project. Safe to share among threads."""
 
-    def __init__(self, engine: Engine, read_engine: Engine, media: Path, now: Callable[[], float]):
-        self.engine = engine
-        self.read_engine = read_engine
-        self.media = media
+    def __init__(self, database: Database, files: Files, now: Callable[[], float]):
+        self.database = database
+        self.files = files
+        self.media = files.folder
         self._now = now
-        self._write_lock = threading.Lock()  # waiting here is cheaper than SQLite's busy sleep
         self.guideline: Guideline = load_guideline()
 
     @classmethod
     def open(
-        cls, path: Path | str, *, create: bool = True, now: Callable[[], float] = time.time
+        cls,
+        path: Path | str,
+        *,
+        create: bool = True,
+        now: Callable[[], float] = time.time,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> Store:
         """Opens a project folder, or a `.db` file whose media lie in `media/` beside it.
 
         Args:
             create: False refuses a project that is not there.
             now: the clock, in seconds since 1970.
-        Raises: UserError if the place cannot be written, is no project, or was made by a newer version.
+            busy_seconds: how long a write waits for others before it gives up.
+        Raises: UserError if the place cannot be written or reached, is no project, or was made by a newer version.
         """
         path = Path(str(path).removeprefix("sqlite:///"))
-        database = path if path.suffix in (".db", ".sqlite") else path / "annotation.db"
-        if not create and not database.exists():
-            raise UserError(f"no annotation project at {path} (looked for {database})")
+        file = path if path.suffix in (".db", ".sqlite") else path / "annotation.db"
+        place = read_place(file.parent) if file.parent == path else Place()
+        if not create and place.database is None and not file.exists():
+            raise UserError(f"no annotation project at {path} (looked for {file})")
         try:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            media = database.parent / "media"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            media = file.parent / "media"
             media.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make a project at {path}: {error.strerror}") from error
-        if not os.access(database.parent, os.W_OK):
-            raise UserError(f"cannot write to {database.parent}: the folder is read-only")
-        engine = _engine(database, begin="BEGIN IMMEDIATE")
-        store = cls(engine, _engine(database, begin="BEGIN"), media, now)
+        if not os.access(file.parent, os.W_OK):
+            raise UserError(f"cannot write to {file.parent}: the folder is read-only")
+        if place.database is None:
+            database = open_sqlite(file, busy_seconds=busy_seconds)
+        else:
+            database = open_postgres(place.database, busy_seconds=busy_seconds)
+        store = cls(database, Files(media, place.media), now)
         try:
-            _upgrade(engine, database)
+            database.upgrade(copy_beside=file)
+            store.remember_guideline()
         except sa.exc.DatabaseError as error:
             store.close()
-            raise UserError(f"{database} is not an annotation database: {error.orig}") from error
+            raise UserError(
+                f"{database.name} is not an annotation database: {error.orig}"
+            ) from error
         except UserError:
             store.close()
             raise
         return store
 
+    # --- question texts ---
+
+    def remember_guideline(self) -> None:
+        """Keeps the wording of the present version. Raises UserError if that version was shown with another wording."""
+        texts = _texts(self.guideline)
+        with self.read() as connection:
+            known = connection.execute(_wording, {"version": self.guideline.version}).scalar()
+        if known == texts:
+            return
+        if known is not None:
+            raise UserError(
+                f"the question texts changed, but their version is still {self.guideline.version!r}; give questions.yaml a new version"
+            )
+        values = {
+            "version": self.guideline.version,
+            "questions": texts,
+            "created_ms": self.now_ms(),
+        }
+        try:
+            with self.write() as connection:
+                connection.execute(insert(t.guideline).values(values))
+        except sa.exc.IntegrityError:
+            self.remember_guideline()  # another process was quicker
+
+    def guideline_of(self, version: str) -> Guideline:
+        """The wording of a version that was shown here; the present one where it was not kept."""
+        if version == self.guideline.version:
+            return self.guideline
+        with self.read() as connection:
+            texts = connection.execute(_wording, {"version": version}).scalar()
+        if texts is None:  # shown before wordings were kept
+            return self.guideline
+        questions = {
+            name: Question(**{**q, "applies_to": tuple(q["applies_to"])})
+            for name, q in texts["questions"].items()
+        }
+        return Guideline(version, questions, texts["guide"])
+
     def close(self) -> None:
-        self.engine.dispose()
-        self.read_engine.dispose()
+        self.database.close()
 
     def __enter__(self) -> Store:
         return self
@@ -114,17 +166,13 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self) -> AbstractContextManager[Connection]:
         """One write transaction; commits at the end, rolls back on any error."""
-        with self._write_lock, self.engine.begin() as connection:
-            yield connection
+        return self.database.write()
 
-    @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> AbstractContextManager[Connection]:
         """One consistent read."""
-        with self.read_engine.begin() as connection:
-            yield connection
+        return self.database.read()
 
     def now_ms(self) -> int:
         return int(self._now() * 1000)
@@ -132,9 +180,19 @@ class Store:
     # --- accounts ---
 
     def add_user(
-        self, name: str, password: str, *, role: str = "annotator", simulated: bool = False
+        self,
+        name: str,
+        password: str,
+        *,
+        role: str = "annotator",
+        simulated: bool = False,
+        expert: bool = False,
     ) -> Account:
-        """Adds an account with a random pseudonym. Raises UserError if the name is taken or the password is short."""
+        """Adds an account with a random pseudonym. Raises UserError if the name is taken or the password is short.
+
+        Args:
+            expert: may claim tasks for experts only, and decides about flags and conflicts.
+        """
         from argon2 import PasswordHasher
 
         name = name.strip()
@@ -150,6 +208,7 @@ class Store:
             "role": role,
             "pseudonym": "annotator-" + secrets.token_hex(4),
             "simulated": simulated,
+            "expert": expert,
             "created_ms": self.now_ms(),
         }
         try:
@@ -176,10 +235,37 @@ class Store:
             )
             connection.execute(t.session.delete().where(t.session.c.account_id == account.id))
 
+    def set_expert(self, name: str, expert: bool) -> None:
+        """Makes an account an expert's, or no longer one. Raises UserError if there is none of that name."""
+        account = self.find_user(name)
+        if account is None:
+            raise UserError(f"there is no user named {name!r}")
+        with self.write() as connection:
+            connection.execute(
+                t.account.update().where(t.account.c.id == account.id).values(expert=expert)
+            )
+
     def find_user(self, name: str) -> Account | None:
         with self.read() as connection:
             row = connection.execute(select(t.account).where(t.account.c.name == name)).first()
         return _account(row) if row else None
+
+    def users(self) -> list[Account]:
+        """Every account, in the order they were made."""
+        with self.read() as connection:
+            rows = connection.execute(select(t.account).order_by(t.account.c.id))
+            return [_account(row) for row in rows]
+
+    def set_role(self, name: str, role: str) -> None:
+        """Gives an account another role, within seconds also for whoever is signed in."""
+        if role not in ROLES:
+            raise UserError(f"role is {role!r}; expected one of {', '.join(ROLES)}")
+        with self.write() as connection:
+            changed = connection.execute(
+                t.account.update().where(t.account.c.name == name).values(role=role)
+            )
+        if changed.rowcount == 0:
+            raise UserError(f"there is no user named {name!r}")
 
     def check_password(self, name: str, password: str) -> Account | None:
         """The account, or None. Takes as long for an unknown name as for a wrong password."""
@@ -200,32 +286,103 @@ class Store:
 
     # --- prompts, clips, tasks ---
 
-    def _add_prompts(self, connection: Connection, records: Sequence[PromptRecord]) -> list[str]:
-        """Adds prompts that are not there yet and returns the prompt id of each. Near-duplicates share a cluster."""
-        rows = connection.execute(select(t.prompt.c.prompt_id, t.prompt.c.text, t.prompt.c.cluster))
-        leaders: dict[str, frozenset[str]] = {}
-        known = set()
-        for row in rows:
-            known.add(row.prompt_id)
-            if row.cluster == row.prompt_id:
-                leaders[row.cluster] = _shingles(row.text)
-        for record in records:
-            if record.prompt_id in known:
-                continue
-            known.add(record.prompt_id)
-            cluster = _nearest_cluster(record.text, leaders) or record.prompt_id
+    def project_id(self, connection: Connection, name: str) -> int:
+        """The id of a project, which is made if it is new."""
+        if not name.strip() or len(name) > 80:
+            raise UserError("a project's name has 1 to 80 characters")
+        found = connection.execute(select(t.project.c.id).where(t.project.c.name == name)).scalar()
+        if found is None:
+            values = {"name": name, "created_ms": self.now_ms()}
+            key = connection.execute(insert(t.project).values(values)).inserted_primary_key
+            assert key is not None
+            found = key[0]
+        return int(found)
+
+    def add_prompts(
+        self,
+        connection: Connection,
+        project_id: int,
+        records: Sequence[PromptRecord],
+        *,
+        pool: Sequence[Mapping[str, Any]] | None = None,
+        source: str = "clips",
+    ) -> list[str]:
+        """Adds prompts that are not there yet, to the store and to a project's pool, and returns the prompt id of each.
+
+        Near-duplicates share a cluster, the unit of the split; the cluster of a prompt that is there never changes.
+
+        Args:
+            pool: of each record, what the project's pool says of it beside the defaults (`project_prompt`).
+            source: where they come from.
+        """
+        unseen = {record.prompt_id: record for record in reversed(records)}
+        known = self._known(connection, t.prompt.c.prompt_id, list(unseen))
+        fresh = [unseen[name] for name in reversed(unseen) if name not in known]
+        index = self._cluster_index(connection) if fresh else ClusterIndex()
+        rows = []
+        for record in fresh:
+            cluster = index.nearest(record.text) or record.prompt_id
             if cluster == record.prompt_id:
-                leaders[cluster] = _shingles(record.text)
-            connection.execute(
-                insert(t.prompt).values(
-                    prompt_id=record.prompt_id,
-                    text=record.text,
-                    language=record.language,
-                    cluster=cluster,
-                    created_ms=self.now_ms(),
-                )
+                index.add(cluster, record.text)
+            rows.append(
+                {
+                    "prompt_id": record.prompt_id,
+                    "text": record.text,
+                    "language": record.language,
+                    "cluster": cluster,
+                    "created_ms": self.now_ms(),
+                }
             )
+        if rows:
+            connection.execute(insert(t.prompt), rows)
+        here = t.project_prompt.c.project_id == project_id
+        pooled = self._known(connection, t.project_prompt.c.prompt_id, list(unseen), here)
+        entries = {
+            record.prompt_id: {
+                "project_id": project_id,
+                "prompt_id": record.prompt_id,
+                "category": None,
+                "status": "active",
+                "reason": None,
+                "weight": 1.0,
+                "source": source,
+                "uses": 1,
+                "created_ms": self.now_ms(),
+                **(pool[place] if pool else {}),
+            }
+            for place, record in reversed(list(enumerate(records)))
+            if record.prompt_id not in pooled
+        }
+        if entries:
+            connection.execute(insert(t.project_prompt), list(entries.values()))
         return [record.prompt_id for record in records]
+
+    @staticmethod
+    def _known(
+        connection: Connection,
+        column: sa.Column[Any],
+        values: Sequence[Any],
+        *where: sa.ColumnElement[bool],
+    ) -> set[Any]:
+        """Those of the values that the column already holds."""
+        return {
+            value
+            for part in _chunks(values, 500)
+            for value in connection.execute(
+                select(column).where(column.in_(part), *where)
+            ).scalars()
+        }
+
+    @staticmethod
+    def _cluster_index(connection: Connection) -> ClusterIndex:
+        """The leaders of all clusters, oldest first."""
+        leads = t.prompt.c.cluster == t.prompt.c.prompt_id
+        oldest_first = (t.prompt.c.created_ms, t.prompt.c.prompt_id)
+        query = select(t.prompt.c.cluster, t.prompt.c.text).where(leads).order_by(*oldest_first)
+        index = ClusterIndex()
+        for row in connection.execute(query):
+            index.add(row.cluster, row.text)
+        return index
 
     def add_clips(
         self, clips: Iterable[ClipRecord], *, project: str = "default", label: str | None = None
@@ -235,6 +392,7 @@ class Store:
         A clip whose bytes are already there keeps its first record. Prompts are added as needed.
 
         Args:
+            project: the project they belong to, made if new; the same bytes may belong to several.
             label: shows progress under this name.
         Raises: UserError naming a file that is missing, damaged or no video.
         """
@@ -253,14 +411,15 @@ class Store:
             sha256 = sha256_file(record.path)
             key = f"clips/{sha256}{record.path.suffix.lower()}"
             _copy(record.path, self.media / key)
+            self.files.share([key])
             picture_key = picture_sha = None
             if record.first_frame is not None:
                 picture, picture_sha = store_picture(record.first_frame, self.media / "pictures")
                 picture_key = f"pictures/{picture.name}"
+                self.files.share([picture_key])
             values.append(
                 {
                     "sha256": sha256,
-                    "project": project,
                     "task_kind": record.task_kind,
                     "model": record.model,
                     "stage": record.stage,
@@ -277,8 +436,11 @@ class Store:
                 }
             )
         with self.write() as connection:
-            ids = self._add_prompts(
-                connection, [PromptRecord(record.prompt, record.language) for record in records]
+            project_id = self.project_id(connection, project)
+            ids = self.add_prompts(
+                connection,
+                project_id,
+                [PromptRecord(record.prompt, record.language) for record in records],
             )
             known = dict(connection.execute(select(t.clip.c.sha256, t.clip.c.id)).tuples().all())
             for row, prompt_id in zip(values, ids, strict=True):
@@ -286,7 +448,23 @@ class Store:
                     result = connection.execute(insert(t.clip).values(prompt_id=prompt_id, **row))
                     assert result.inserted_primary_key is not None
                     known[row["sha256"]] = result.inserted_primary_key[0]
-        return [known[row["sha256"]] for row in values]
+            clip_ids = [known[row["sha256"]] for row in values]
+            self._share_clips(connection, project_id, clip_ids)
+        return clip_ids
+
+    def _share_clips(
+        self, connection: Connection, project_id: int, clip_ids: Sequence[int]
+    ) -> None:
+        """Makes clips part of a project; their bytes stay where they are."""
+        here = t.project_clip.c.project_id == project_id
+        there = self._known(connection, t.project_clip.c.clip_id, sorted(set(clip_ids)), here)
+        rows = [
+            {"project_id": project_id, "clip_id": clip_id, "created_ms": self.now_ms()}
+            for clip_id in dict.fromkeys(clip_ids)
+            if clip_id not in there
+        ]
+        if rows:
+            connection.execute(insert(t.project_clip), rows)
 
     def create_tasks(
         self,
@@ -296,7 +474,13 @@ class Store:
         round_number: int = 0,
         priority: int = 0,
         prompt_ids: Sequence[str] | None = None,
+        project: str | None = None,
         presentation: PresentationConfig | None = None,
+        kind: str = "best_worst",
+        purpose: str = "work",
+        answers: Sequence[Mapping[str, Mapping[str, Any]]] | None = None,
+        experts_only: bool = False,
+        engine: str = "local",
         label: str | None = None,
     ) -> list[int]:
         """Makes one task per group of clip ids, with copies for showing, and returns the task ids.
@@ -305,12 +489,27 @@ class Store:
             need: judgments wanted per task, from different annotators.
             round_number: of the annotate -> train -> align cycle.
             prompt_ids: the prompt each task shows; by default that of its first clip.
+            kind: what is asked: `best_worst`, `gsb` (pairs) or `score`.
+            purpose: `work`, or why the answer is known: `gold`, `practice`, `exam`.
+            answers: the known ones of each task, by the place of a clip in its group (`annotation.known`).
+            project: the project of the tasks; by default the first that each group's first clip came in with.
+            engine: where the copies are made, `local` or `ray`.
             label: shows progress under this name.
-        Raises: UserError if a group has fewer than 2 or more than 6 clips, names one twice, or mixes t2v with i2v.
+        Raises: UserError if a group has too few or too many clips for its kind, names one twice, or mixes t2v with i2v, or if
+        known answers are missing or do not fit.
         """
         from reelhf.progress import track
 
         presentation = presentation or PresentationConfig()
+        if kind not in KINDS:
+            raise UserError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+        if purpose not in PURPOSES:
+            raise UserError(f"purpose is {purpose!r}; expected one of {', '.join(PURPOSES)}")
+        known = [None] * len(groups) if answers is None else list(answers)
+        if (purpose == "work") != (answers is None) or len(known) != len(groups):
+            raise UserError(
+                f"a task for {purpose} {'has no' if purpose == 'work' else 'needs a'} known answer; {len(groups)} tasks came with {len(answers or ())}"
+            )
         if need < 1:
             raise UserError(f"need is {need}; a task wants at least 1 judgment")
         if prompt_ids is not None and len(prompt_ids) != len(groups):
@@ -326,23 +525,32 @@ class Store:
         shown_folder.mkdir(exist_ok=True)
         clips_of = [[_known_clip(rows, clip_id) for clip_id in group] for group in groups]
         for index, clips in enumerate(clips_of):
-            _check_group(index, clips)
+            _check_group(index, clips, kind)
+        stored = [
+            self._stored_answers(index, raw, clips)
+            for index, (raw, clips) in enumerate(zip(known, clips_of, strict=True))
+        ]
         planned = []
-        with ThreadPoolExecutor(max_workers=min(MAX_COPY_THREADS, os.cpu_count() or 1)) as pool:
-            items = track(clips_of, label=label) if label else clips_of
-            for index, clips in enumerate(items):
-                measured = [
-                    Measured(
-                        self.media / c.storage_key, c.sha256, c.num_frames, c.fps, c.width, c.height
-                    )
-                    for c in clips
-                ]
-                plan, copies = copy_task(measured, shown_folder, presentation, pool)
+        with copy_pool(engine) as pool:
+            items = iter(track(clips_of, label=label) if label else clips_of)
+            while window := list(islice(items, TASKS_AT_ONCE)):
+                measured = [[self._measured(clip) for clip in clips] for clips in window]
+                copied = copy_tasks(measured, shown_folder, presentation, pool)
+                planned += zip(window, copied, strict=True)
+        self.files.share({f"shown/{copy.name}" for _, (_, copies) in planned for copy in copies})
+        ids = []
+        with self.write() as connection:
+            named = None if project is None else self.project_id(connection, project)
+            owners = self._owners(connection, [clips[0].id for clips, _ in planned])
+            for index, (clips, (plan, copies)) in enumerate(planned):
                 pictures = [c.first_frame_key for c in clips if c.first_frame_key]
                 values = {
                     "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,
-                    "project": clips[0].project,
                     "task_kind": clips[0].task_kind,
+                    "kind": kind,
+                    "purpose": purpose,
+                    "answers": stored[index],
+                    "experts_only": experts_only,
                     "round": round_number,
                     "need_n": need,
                     "priority": priority,
@@ -353,11 +561,9 @@ class Store:
                     "shown_frames": plan.num_frames,
                     "created_ms": self.now_ms(),
                 }
-                planned.append((values, clips, copies))
-        ids = []
-        with self.write() as connection:
-            for values, clips, copies in planned:
-                result = connection.execute(insert(t.task).values(values))
+                owner = owners[clips[0].id] if named is None else named
+                self._share_clips(connection, owner, [clip.id for clip in clips])
+                result = connection.execute(insert(t.task).values(project_id=owner, **values))
                 assert result.inserted_primary_key is not None
                 ids.append(result.inserted_primary_key[0])
                 connection.execute(
@@ -373,6 +579,36 @@ class Store:
                     ],
                 )
         return ids
+
+    def _stored_answers(
+        self, index: int, raw: Mapping[str, Mapping[str, Any]] | None, clips: Sequence[Any]
+    ) -> dict[str, dict[str, Any]] | None:
+        if raw is None:
+            return None
+        dimensions = self.guideline.dimensions(clips[0].task_kind)
+        try:
+            return known_answers(raw, [clip.id for clip in clips], dimensions)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"task {index}: {error}") from error
+
+    def _measured(self, clip: Any) -> Measured:
+        path = self.files.local(clip.storage_key)
+        return Measured(path, clip.sha256, clip.num_frames, clip.fps, clip.width, clip.height)
+
+    @staticmethod
+    def _owners(connection: Connection, clip_ids: Sequence[int]) -> dict[int, int]:
+        """The first project of each clip."""
+        member = t.project_clip.c
+        first = sa.func.min(member.project_id)
+        return {
+            clip_id: project_id
+            for part in _chunks(sorted(set(clip_ids)), 500)
+            for clip_id, project_id in connection.execute(
+                select(member.clip_id, first)
+                .where(member.clip_id.in_(part))
+                .group_by(member.clip_id)
+            )
+        }
 
     def clips_without_task(self, k: int) -> list[list[int]]:
         """Clips that no task shows yet, in groups of up to `k` (at least 2) of one prompt and task kind."""
@@ -393,7 +629,11 @@ class Store:
     # --- looking ---
 
     def counts(self) -> dict[str, int]:
-        """Rows that say how far the project is: prompts, clips, tasks, open tasks, judgments (human and simulated), skips."""
+        """Rows that say how far the project is: prompts, clips, tasks, open tasks, judgments (human and simulated), skips.
+
+        A judgment that was changed counts once; `revisions` counts the changes.
+        """
+        first = t.judgment.c.revision == 0
 
         def number(table: sa.Table, *where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
             return select(sa.func.count()).select_from(table).where(*where).scalar_subquery()
@@ -404,10 +644,13 @@ class Store:
             number(t.task).label("tasks"),
             number(t.task, t.task.c.state == "open").label("open_tasks"),
             number(t.task, t.task.c.state == "flagged").label("flagged_tasks"),
-            number(t.judgment).label("judgments"),
-            number(t.judgment, t.judgment.c.simulated).label("simulated_judgments"),
-            number(t.judgment, ~t.judgment.c.simulated).label("human_judgments"),
+            number(t.task, t.task.c.state == "conflict").label("conflict_tasks"),
+            number(t.judgment, first).label("judgments"),
+            number(t.judgment, first, t.judgment.c.simulated).label("simulated_judgments"),
+            number(t.judgment, first, ~t.judgment.c.simulated).label("human_judgments"),
+            number(t.judgment, ~first).label("revisions"),
             number(t.skip).label("skips"),
+            number(t.flag).label("flags"),
         )
         with self.read() as connection:
             return dict(connection.execute(query).one()._mapping)
@@ -425,81 +668,26 @@ class Store:
             raise UserError(f"{path} is already there; name a new file")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _vacuum_into(self.engine, path)
+            self.database.copy_to(path)
         except (OSError, sa.exc.DatabaseError) as error:
             raise UserError(f"cannot write the backup {path}: {error}") from error
         return path
 
 
-# --- engine and migrations -----------------------------------------------------------------------
-
-
-def _engine(database: Path, *, begin: str) -> Engine:
-    engine = sa.create_engine(
-        f"sqlite:///{database}",
-        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_SECONDS},
-        pool_size=8,
-        max_overflow=16,
-    )
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver would otherwise choose its own BEGIN
-        cursor = connection.cursor()
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",  # a judgment that was confirmed survives a power cut
-            "foreign_keys=ON",
-            "recursive_triggers=ON",  # so that INSERT OR REPLACE meets the append-only triggers
-            f"busy_timeout={BUSY_TIMEOUT_SECONDS * 1000}",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
-
-
-def _upgrade(engine: Engine, database: Path) -> None:
-    """Brings the tables to the newest revision, after a copy of a database that is behind."""
-    from alembic import command
-    from alembic.config import Config
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    script = ScriptDirectory.from_config(config)
-    head = script.get_current_head()
-    with engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    if current == head:
-        return
-    if current is not None:
-        if current not in {revision.revision for revision in script.walk_revisions()}:
-            raise UserError(
-                f"{database} was made by a newer version (revision {current}; this one knows {head})"
-            )
-        _vacuum_into(engine, database.with_name(f"{database.name}.before-{head}"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-def _vacuum_into(engine: Engine, path: Path) -> None:
-    raw = engine.raw_connection()
-    try:
-        cursor = raw.cursor()
-        cursor.execute("VACUUM INTO ?", (str(path),))
-        cursor.close()
-    finally:
-        raw.close()
-
-
 # --- helpers -------------------------------------------------------------------------------------
+
+
+_wording = sa.select(t.guideline.c.questions).where(
+    t.guideline.c.version == sa.bindparam("version")
+)
+
+
+def _texts(guideline: Guideline) -> dict[str, Any]:
+    questions = {
+        name: {**asdict(q), "applies_to": list(q.applies_to)}
+        for name, q in guideline.questions.items()
+    }
+    return {"questions": questions, "guide": dict(guideline.guide)}
 
 
 def _account(row: Any) -> Account:
@@ -512,11 +700,16 @@ def _known_clip(rows: dict[int, Any], clip_id: int) -> Any:
     return rows[clip_id]
 
 
-def _check_group(index: int, clips: Sequence[Any]) -> None:
-    if not MIN_CLIPS <= len(clips) <= MAX_CLIPS:
-        raise UserError(
-            f"task {index} has {len(clips)} clips; best and worst need {MIN_CLIPS} to {MAX_CLIPS}"
-        )
+CLIPS_OF = {"best_worst": (MIN_CLIPS, MAX_CLIPS), "gsb": (2, 2), "score": (1, MAX_CLIPS)}
+"""Kind of task -> fewest and most clips."""
+
+
+def _check_group(index: int, clips: Sequence[Any], kind: str) -> None:
+    fewest, most = CLIPS_OF[kind]
+    if not fewest <= len(clips) <= most:
+        what = {"best_worst": "best and worst need", "gsb": "a pair needs", "score": "scores need"}
+        wanted = str(most) if fewest == most else f"{fewest} to {most}"
+        raise UserError(f"task {index} has {len(clips)} clips; {what[kind]} {wanted}")
     if len({clip.id for clip in clips}) != len(clips):
         raise UserError(f"task {index} shows the same clip twice (files with equal bytes)")
     if len({clip.task_kind for clip in clips}) != 1:
@@ -539,21 +732,3 @@ def _copy(source: Path, target: Path) -> None:
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _shingles(text: str) -> frozenset[str]:
-    """Words and word pairs; single characters where a text has no spaces (Chinese)."""
-    normalised = normalise_prompt(text)
-    words = normalised.split()
-    if any("\u4e00" <= character <= "\u9fff" for character in normalised):
-        words = [character for character in normalised if not character.isspace()]
-    return frozenset(words) | {f"{a} {b}" for a, b in pairwise(words)}
-
-
-def _nearest_cluster(text: str, leaders: dict[str, frozenset[str]]) -> str | None:
-    """The first cluster whose leader is a near-duplicate. Only leaders are compared, so clusters never chain."""
-    shingles = _shingles(text)
-    for cluster, other in leaders.items():
-        if len(shingles & other) >= NEAR_DUPLICATE_JACCARD * len(shingles | other):
-            return cluster
-    return None

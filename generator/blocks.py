@@ -9,12 +9,13 @@ per layer. Queries and keys are RMS-normalised per head, then rotated.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from generator.packed import FramePacking, WindowPacking
 from generator.rope import apply_rope
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class SpatialBlock(nn.Module):
         text_mask: Tensor,
         text_share: Tensor | None = None,
         shards: FrameShards | None = None,
+        packing: FramePacking | None = None,
     ) -> tuple[Tensor, Tensor]:
         """vision [B, T, S, width] and text [B, L, width] -> the same shapes.
 
@@ -124,9 +126,8 @@ class SpatialBlock(nn.Module):
             text_mask: [B, 1 or T, L], True where a frame reads the token.
             text_share: [B, T, L], how much each frame counts in a token's output; None is the mean over all frames.
             shards: where T is only this process's part of the clip's frames.
+            packing: of `text_mask`, to attend without padding; None pads and masks.
         """
-        batch, frames, positions, _ = vision.shape
-        length = text.shape[1]
         v_shift, v_scale, v_gate, v_shift2, v_scale2, v_gate2 = self.vision_modulation(
             vision_shared
         )
@@ -138,25 +139,18 @@ class SpatialBlock(nn.Module):
         vq, vk = (apply_rope(x, vision_angles.unsqueeze(2)) for x in (vq, vk))
         tk = apply_rope(tk, text_angles)
 
-        # every frame sees the text: [B * T, heads, L + S, d]
-        def beside(of_text: Tensor, of_vision: Tensor) -> Tensor:
-            repeated = of_text.unsqueeze(1).expand(-1, frames, -1, -1, -1)
-            return torch.cat((repeated, of_vision), dim=3).flatten(0, 1)
-
-        queries = vq.flatten(0, 1) if tq is None else beside(apply_rope(tq, text_angles), vq)
-        mask = F.pad(text_mask, (0, positions), value=True)[:, :, None, None, :]
-        mask = mask.expand(-1, frames, -1, -1, -1).flatten(0, 1)  # [B * T, 1, 1, L + S]
-        attended = F.scaled_dot_product_attention(
-            queries, beside(tk, vk), beside(tv, vv), attn_mask=mask
-        ).unflatten(0, (batch, frames))
-
-        of_vision = attended[:, :, :, -positions:]
+        tq = None if tq is None else apply_rope(tq, text_angles)
+        of_vision, of_text = (
+            _in_frames(vq, vk, vv, tq, tk, tv, text_mask)
+            if packing is None
+            else packing.attention((vq, vk, vv), (tq, tk, tv))
+        )
         vision = vision + v_gate * self.vision_attention.join(of_vision)
         vision = vision + v_gate2 * self.vision_mlp(modulate(vision, v_shift2, v_scale2))
         if self.text_mlp is None:
             return vision, text
         t_gate, t_shift2, t_scale2, t_gate2 = t_rest
-        of_text = attended[:, :, :, :length]  # [B, T, heads, L, d]
+        assert of_text is not None  # [B, T, heads, L, d]
         if text_share is not None:
             of_text = (of_text * text_share[:, :, None, :, None].to(of_text)).sum(dim=1)
             of_text = of_text if shards is None else shards.processes.sum(of_text)
@@ -165,6 +159,27 @@ class SpatialBlock(nn.Module):
         text = text + t_gate * self.text_attention.join(of_text)
         text = text + t_gate2 * self.text_mlp(modulate(text, t_shift2, t_scale2))
         return vision, text
+
+
+def _in_frames(
+    vq: Tensor, vk: Tensor, vv: Tensor, tq: Tensor | None, tk: Tensor, tv: Tensor, text_mask: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of every frame with the text, padded and masked; arguments and results as of `FramePacking.attention`."""
+    batch, frames, _, positions, _ = vq.shape
+
+    # every frame sees the text: [B * T, heads, L + S, d]
+    def beside(of_text: Tensor, of_vision: Tensor) -> Tensor:
+        repeated = of_text.unsqueeze(1).expand(-1, frames, -1, -1, -1)
+        return torch.cat((repeated, of_vision), dim=3).flatten(0, 1)
+
+    queries = vq.flatten(0, 1) if tq is None else beside(tq, vq)
+    mask = F.pad(text_mask, (0, positions), value=True)[:, :, None, None, :]
+    mask = mask.expand(-1, frames, -1, -1, -1).flatten(0, 1)  # [B * T, 1, 1, L + S]
+    attended = F.scaled_dot_product_attention(
+        queries, beside(tk, vk), beside(tv, vv), attn_mask=mask
+    ).unflatten(0, (batch, frames))
+    of_text = None if tq is None else attended[:, :, :, : tk.shape[2]]
+    return attended[:, :, :, -positions:], of_text
 
 
 def window_edges(size: int, window: int, shifted: bool) -> list[tuple[int, int]]:
@@ -207,6 +222,13 @@ def window_map(
     return members.to(device), valid.to(device), slots.to(device)
 
 
+@lru_cache(maxsize=64)
+def window_packing(batch: int, *of: Any) -> WindowPacking:
+    """The windows of so many clips without their padding; `of`: what `window_map` takes."""
+    members, valid, _ = window_map(*of)
+    return WindowPacking.of(members, valid, batch)
+
+
 class TemporalBlock(nn.Module):
     """Vision only: attention over all frames inside windows of each frame.
 
@@ -228,6 +250,7 @@ class TemporalBlock(nn.Module):
         valid: Tensor,
         slots: Tensor,
         shards: FrameShards | None = None,
+        packing: WindowPacking | None = None,
     ) -> Tensor:
         """vision [B, T, S, width] -> the same shape.
 
@@ -236,6 +259,7 @@ class TemporalBlock(nn.Module):
             grid_angles: rotary angles of the positions of these frames, [N, A] or [B, 1, N, A].
             members, valid, slots: `window_map` of this layer's windows; with `shards`, of a single frame.
             shards: where T is only this process's part of the clip's frames; the others' are attended to all the same.
+            packing: of the windows, to attend without padding; not with `shards`.
         """
         batch = len(vision)
         shift, scale, gate, shift2, scale2, gate2 = self.modulation(shared)
@@ -247,7 +271,9 @@ class TemporalBlock(nn.Module):
             """[B, heads, N, d] -> [B * heads, W, M, d]."""
             return x.flatten(0, 1).index_select(1, members.flatten()).unflatten(1, members.shape)
 
-        if shards is None:
+        if packing is not None:
+            back = packing.attention(q, k, v)
+        elif shards is None:
             attended = F.scaled_dot_product_attention(
                 windows(q), windows(k), windows(v), attn_mask=valid[None, :, None, :]
             )

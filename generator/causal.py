@@ -98,6 +98,14 @@ class FrameLinear(nn.Module):
         self.first = nn.Conv3d(first_in, first_out, 1)
         self.later = nn.Conv3d(later_in, later_out, 1)
 
+    def without_later(self, first: Tensor) -> Tensor:
+        """What an image gives. In training the map of later frames takes part with a gradient of zero: to some ZeRO stages of DeepSpeed a
+        parameter without any gradient has that of the step before."""
+        if not (self.training and torch.is_grad_enabled() and self.later.weight.requires_grad):
+            return first
+        nothing = first.new_zeros(1, self.later.in_channels, 1, 1, 1)
+        return first + 0.0 * self.later(nothing).sum()
+
 
 class PixelsToTokens(FrameLinear):
     """Frames [B, 3, F, H, W] -> tokens [B, width, T, H / size, W / size]."""
@@ -111,8 +119,9 @@ class PixelsToTokens(FrameLinear):
         if starts_clip:
             tokens.append(self.first(patchify(frames[:, :, :1], 1, self.size)))
             frames = frames[:, :, 1:]
-        if frames.shape[2]:
-            tokens.append(self.later(patchify(frames, self.group, self.size)))
+        if not frames.shape[2]:
+            return self.without_later(tokens[0])
+        tokens.append(self.later(patchify(frames, self.group, self.size)))
         return torch.cat(tokens, dim=2)
 
 
@@ -128,8 +137,9 @@ class TokensToPixels(FrameLinear):
         if starts_clip:
             frames.append(unpatchify(self.first(tokens[:, :, :1]), 1, self.size))
             tokens = tokens[:, :, 1:]
-        if tokens.shape[2]:
-            frames.append(unpatchify(self.later(tokens), self.group, self.size))
+        if not tokens.shape[2]:
+            return self.without_later(frames[0])
+        frames.append(unpatchify(self.later(tokens), self.group, self.size))
         return torch.cat(frames, dim=2)
 
 

@@ -1,4 +1,4 @@
-"""`reelhf generator train | vae-report | sample | refine | merge`. Nothing heavy is imported before a command runs."""
+"""`reelhf generator train | vae-report | eval | sample | refine | merge`. Nothing heavy is imported before a command runs."""
 
 from __future__ import annotations
 
@@ -72,6 +72,12 @@ STAGES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
         ("base",),
         "reelhf distill train configs/distill/consistency_toy.yaml --teacher {out} --base DIR --clips DIR --out DIR",
     ),
+    "refiner in stages": (
+        "generator.training.denoiser:DenoiserTrainConfig",
+        "generator.training.progressive:train_stages",
+        ("base",),
+        "reelhf generator sample BASE --refiner {out} --prompts prompts.txt --out DIR",
+    ),
 }
 
 
@@ -100,8 +106,8 @@ def train(
 ) -> None:
     """Train the stage that the YAML's `stage:` names: text, vae, base or refiner. Run it again to resume.
 
-    A base whose YAML lists `stages:` is trained through them from encoded clips: --data instead of --clips, and either --vae and
-    --text or --init. It resumes on another number of processes too.
+    What lists `stages:` in its YAML is trained through them from encoded clips: --data instead of --clips; a base either from --vae and
+    --text or from --init, a refiner from --base, and from --init if it goes on. It resumes on another number of processes too.
     """
     from reelhf.cli import load
     from reelhf.config import to_yaml
@@ -114,9 +120,10 @@ def train(
         return
     source, given = "clips", {"clips": clips, "vae": vae, "text": text, "base": base}
     if getattr(config, "stages", ()):
-        _, function, needed, next_step = STAGES["base in stages"]
+        _, function, needed, next_step = STAGES[f"{stage} in stages"]
         source, given = "data", {**given, "data": data, "init": init}
-        needed = needed if init is None else ("init",)
+        if init is not None:
+            needed = ("init",) if stage == "base" else ("base", "init")
     folders: dict[str, Path | None] = {name: given[name] for name in (source, *needed)}
     missing = [f"--{name}" for name, path in {**folders, "out": out}.items() if path is None]
     if missing:
@@ -172,6 +179,54 @@ def vae_report(
     report_result(out)
 
 
+@app.command("eval")
+def evaluate(
+    generator: Annotated[Path, typer.Argument(help="folder of a base generator or a refiner")],
+    clips: Annotated[Path, typer.Option(help="folder of captioned clips it has not seen")],
+    out: Annotated[Path, typer.Option(help="JSON file to write")] = Path("generator_eval.json"),
+    max_clips: Annotated[int, typer.Option(min=1, help="windows at most")] = 32,
+    factor: Annotated[
+        float, typer.Option(help="refiner: how many times smaller its input is in each side")
+    ] = 2.0,
+    seed: Annotated[int, typer.Option(help="of the windows' places")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 8,
+) -> None:
+    """Figures of a generator on clips it has not seen, printed and kept as JSON.
+
+    A base: velocity error, and PSNR of a given first frame. A refiner: low-resolution consistency (its clips brought back to the size of
+    what they were made from), PSNR and SSIM against the real clips, beside bicubic enlargement.
+    """
+    from generator.checkpoint import DiTGenerator, load_generator
+    from generator.evaluate import evaluate_base, evaluate_refiner, write_figures
+    from reelhf.clips import load_folder_windows
+    from reelhf.engine import device
+
+    if not clips.is_dir():
+        raise UserError(f"--clips {clips}: there is no such folder")
+    if factor <= 1:
+        raise UserError(f"--factor {factor:g}; expected more than 1")
+    backbone = load_generator(generator)
+    if not isinstance(backbone, DiTGenerator):
+        raise UserError(f"{generator} is a diffusers model; eval is of generators of ours")
+    backbone = backbone.to(device())
+    windows = load_folder_windows(
+        clips,
+        frame_shape=backbone.frame_shape,
+        fps=backbone.fps,
+        max_windows=max_clips,
+        seed=seed,
+    )
+    if backbone.role == "refiner":
+        figures = evaluate_refiner(backbone, windows, factor=factor, batch_size=batch_size)
+    else:
+        figures = evaluate_base(backbone, windows, batch_size=batch_size)
+    typer.echo(f"{len(windows.frames)} clips of {clips}")
+    for figure in figures:
+        typer.echo(str(figure))
+    write_figures(out, figures, generator=str(generator), clips=str(clips), seed=seed)
+    report_result(out)
+
+
 @app.command()
 def sample(
     out: Annotated[Path, typer.Option(help="folder for the clips and their captions.jsonl")],
@@ -222,6 +277,10 @@ def sample(
     guidance_rescale: Annotated[
         float | None, typer.Option(help="0 to 1: guidance without overexposure")
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="sdpa, or packed: no padding of prompts, shots and windows"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     decode_chunk: DecodeChunk = None,
     tile: TileSize = None,
@@ -249,6 +308,9 @@ def sample(
     backbone = _configured(loaded, (frames, height, width), steps, guidance)
     _check_shots(texts, backbone)
     enlarged_by = None if refiner is None else _load(refiner, "refiner")
+    for each in (backbone, enlarged_by):
+        if attention is not None and each is not None:
+            _attend(each, attention)
     if enlarged_by is not None:
         check_cascade(backbone, enlarged_by)
     asked = {"kind": solver, "guidance_rescale": guidance_rescale}
@@ -427,6 +489,16 @@ def _load(folder: Path, role: str) -> DiTGenerator | DiffusersBackbone:
     if backbone.role != role:
         raise UserError(f"{folder} is a {backbone.role} generator; this command needs a {role}")
     return backbone.to(device())
+
+
+def _attend(backbone: DiTGenerator | DiffusersBackbone, attention: str) -> None:
+    from generator.checkpoint import DiTGenerator
+    from generator.dit import DiTConfig
+    from reelhf.config import load_config
+
+    if not isinstance(backbone, DiTGenerator):
+        raise UserError("--attention is for generators of ours, not a diffusers model")
+    backbone.denoiser.run_as(load_config(DiTConfig, None, [f"attention={attention}"]))
 
 
 def _configured(

@@ -22,7 +22,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from generator.blocks import SpatialBlock, TemporalBlock, modulate, window_map
+from generator.blocks import SpatialBlock, TemporalBlock, modulate, window_map, window_packing
+from generator.packed import FramePacking
 from generator.parallel import FrameShards, SequenceGroup
 from generator.rope import (
     grid_positions,
@@ -58,6 +59,9 @@ class DiTConfig(Config):
     """Channels of the text encoder's hidden states."""
     window: tuple[PositiveInt, PositiveInt] = (2, 2)
     """Height and width of a temporal window, in latent positions; 4x4 or more is better on a GPU."""
+    window_grid: tuple[PositiveInt, PositiveInt] | None = None
+    """Latent height and width that `window` is meant for: on another grid a window keeps its share of the picture, so its sides grow
+    with the root of the area. None: `window` on every grid."""
     rope_theta: float = Field(100.0, gt=0)
     """Base of the rotary frequencies. 10000 suits long clips; a few latent frames need faster rotation."""
     low_res: bool = False
@@ -68,6 +72,9 @@ class DiTConfig(Config):
     compile: bool = False
     """Compile each layer (torch.compile); the first pass of every clip size takes a minute. How a run computes, so a
     generator folder does not carry it."""
+    attention: Literal["sdpa", "packed"] = "sdpa"
+    """`sdpa` pads prompts and windows and masks the padding. `packed` lays what exists one after another, for batches of prompts, shots
+    and windows of unequal size: a flash kernel in bfloat16 on CUDA, the same sequences padded elsewhere. Not in a generator folder either."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> DiTConfig:
@@ -77,7 +84,17 @@ class DiTConfig(Config):
             )
         return self
 
+    def window_for(self, height: int, width: int) -> tuple[int, int]:
+        """Sides of a temporal window on a latent grid of this size, in positions."""
+        if self.window_grid is None:
+            return self.window
+        scale = math.sqrt(height * width / math.prod(self.window_grid))
+        tall, wide = (max(1, math.floor(side * scale + 0.5)) for side in self.window)
+        return tall, wide
 
+
+HOW_LAYERS_RUN = frozenset({"checkpointing", "compile", "attention"})
+"""Keys of the architecture that change no result: a run may set them for a network that it takes over from a folder."""
 ATTENTION_OPERATORS = frozenset(
     f"aten::_scaled_dot_product_{kind}"
     for kind in (
@@ -87,8 +104,8 @@ ATTENTION_OPERATORS = frozenset(
         "cudnn_attention",
         "attention_math",
     )
-)
-"""What `scaled_dot_product_attention` becomes, by device and mask."""
+) | {"torch_attn::_varlen_attn"}
+"""What `scaled_dot_product_attention` becomes, by device and mask; and packed attention's kernel."""
 
 
 def _keep_attention(_context: Any, operator: Any, *_args: Any, **_options: Any) -> CheckpointPolicy:
@@ -191,6 +208,15 @@ class DiT(nn.Module):
             )
         for layer in (*self.spatial, *self.temporal):
             layer.compile(**options)
+
+    def run_as(self, config: DiTConfig) -> DiT:
+        """From now on layers run the way a config says, as far as it says anything (`HOW_LAYERS_RUN`); returns itself."""
+        asked = {key: getattr(config, key) for key in config.model_fields_set & HOW_LAYERS_RUN}
+        compiled = self.config.compile
+        self.config = self.config.model_copy(update=asked)
+        if self.config.compile and not compiled:
+            self.compile_layers()
+        return self
 
     @torch.no_grad()
     def fit_pooled_text(
@@ -367,25 +393,34 @@ class DiT(nn.Module):
             by_frame = grid_angles.unflatten(-2, (frames, -1))
             grid_angles = shards.local(by_frame, dim=by_frame.ndim - 3).flatten(-3, -2)
             frames = 1  # of the map: windows are dealt out per frame
-        windows = [
-            window_map(frames, *size, self.config.window, shifted, vision.device)
+        places = [
+            (frames, *size, self.config.window_for(*size), shifted, vision.device)
             for shifted in (False, True)
+        ]
+        of_frames, packings = None, [None, None]
+        if self.config.attention == "packed":
+            of_frames = FramePacking.of(reads, *vision.shape[1:3])
+            if shards is None:  # frames of several processes meet in padded windows
+                packings = [window_packing(len(vision), *place) for place in places]
+        windows = [
+            (*window_map(*place), shards, packing)
+            for place, packing in zip(places, packings, strict=True)
         ]
         of_spatial = vision_shared, text_shared, vision_angles, text_angles, reads, share, shards
         hidden: dict[int, Tensor] = {}
         for pair, (spatial, temporal) in enumerate(zip(self.spatial, self.temporal, strict=True)):
-            vision, text = self._layer(spatial, vision, text, *of_spatial)
+            vision, text = self._layer(spatial, vision, text, *of_spatial, of_frames)
             if 2 * pair in features:
                 hidden[2 * pair] = vision
-            maps = windows[pair % 2]
-            vision = self._layer(temporal, vision, vision_shared, grid_angles, *maps, shards)
+            of_windows = windows[pair % 2]
+            vision = self._layer(temporal, vision, vision_shared, grid_angles, *of_windows)
             if 2 * pair + 1 in features:
                 hidden[2 * pair + 1] = vision
         if shards is None:
             return vision, hidden
         return shards.whole(vision), {index: shards.whole(x) for index, x in hidden.items()}
 
-    def _layer(self, layer: nn.Module, *args: Tensor | FrameShards | None) -> Any:
+    def _layer(self, layer: nn.Module, *args: Any) -> Any:
         if not self.config.checkpointing or not torch.is_grad_enabled():
             return layer(*args)
         if self.config.checkpointing == "attention":

@@ -129,23 +129,21 @@ def cut_frames(latents: Sequence[int], *, temporal_ratio: int = 4) -> list[int]:
 
 
 def prompt_shots(
-    prompts: Sequence[str], clip_frames: int, *, temporal_ratio: int = 4
+    prompts: Sequence[str], clip_frames: int | Sequence[int], *, temporal_ratio: int = 4
 ) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
     """Captions and latent frames of every prompt's shots in a clip of this length. Raises: UserError if they do not fit."""
     parsed = [parse_shots(prompt) for prompt in prompts]
+    lengths = [clip_frames] * len(prompts) if isinstance(clip_frames, int) else clip_frames
     return [
-        (
-            shots.captions,
-            shot_latents(shots.num_frames, clip_frames, temporal_ratio=temporal_ratio),
-        )
-        for shots in parsed
+        (shots.captions, shot_latents(shots.num_frames, length, temporal_ratio=temporal_ratio))
+        for shots, length in zip(parsed, lengths, strict=True)
     ]
 
 
 def encode_shots(
     encode: Callable[[list[str]], Condition],
     prompts: Sequence[str],
-    clip_frames: int,
+    clip_frames: int | Sequence[int],
     *,
     temporal_ratio: int = 4,
 ) -> Condition:
@@ -153,7 +151,7 @@ def encode_shots(
 
     Args:
         encode: captions to a condition of one shot per row, padded on the right.
-        clip_frames: of the clip that the prompts are for; decides where the cuts fall.
+        clip_frames: of the clip that the prompts are for, or of each one's; decides where the cuts fall.
     """
     shots = prompt_shots(prompts, clip_frames, temporal_ratio=temporal_ratio)
     each = encode([caption for captions, _ in shots for caption in captions])

@@ -338,6 +338,12 @@ class VideoVAE(nn.Module):
         )
 
     @torch.no_grad()
+    def silence_residual(self) -> None:
+        """From now on, until it is trained, the residual path adds nothing to what the shortcuts give."""
+        for head in (self.encoder.head, self.decoder.head.first, self.decoder.head.later):
+            head.weight.zero_()
+
+    @torch.no_grad()
     def set_latent_statistics(self, latents: Sequence[Tensor]) -> None:
         """Store the mean and std per channel of un-normalised latents, batches [N, C, T, h, w] of any sizes."""
         by_channel = torch.cat([batch.transpose(0, 1).flatten(1) for batch in latents], dim=1)

@@ -15,6 +15,7 @@ Everything random about a sample is drawn from a generator seeded by its positio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, cast
 
@@ -30,6 +31,7 @@ from reelhf.engine import (
     all_reduce_sum,
     barrier,
     device,
+    gathered_parameters,
     is_main,
     rank,
     world_size,
@@ -109,16 +111,20 @@ def save_state(
     ema: Ema | None,
     client: dict[str, Any],
     others: Mapping[str, Engine] | None = None,
+    averages: Mapping[str, Ema] | None = None,
 ) -> None:
     """Weights, optimizer, average and `client` as one checkpoint; every rank calls it inside `RunFolder.save_checkpoint`.
 
-    `others`: further engines of the run, each into a folder of its name.
+    `others`: further engines of the run, each into a folder of its name; `averages`: of their weights, `<name>_ema.pt`.
     """
     engine.save(folder / "engine", client)
     for name, other in (others or {}).items():
         other.save(folder / name, {})
     if ema is not None and is_main():
         torch.save(ema.state_dict(), folder / "ema.pt")
+    for name, average in (averages or {}).items():
+        if is_main():
+            torch.save(average.state_dict(), folder / f"{name}_ema.pt")
 
 
 def load_state(
@@ -126,6 +132,7 @@ def load_state(
     engine: Engine,
     ema: Ema | None,
     others: Mapping[str, Engine] | None = None,
+    averages: Mapping[str, Ema] | None = None,
     *,
     any_world_size: bool = False,
 ) -> dict[str, Any]:
@@ -133,9 +140,12 @@ def load_state(
     client = engine.load(folder / "engine", any_world_size=any_world_size)
     for name, other in (others or {}).items():
         other.load(folder / name, any_world_size=any_world_size)
-    if ema is not None:
-        state = torch.load(folder / "ema.pt", map_location="cpu", weights_only=True)
-        ema.load_state_dict(state)
+    kept = {"ema": ema} if ema is not None else {}
+    for name, average in (
+        kept | {f"{name}_ema": a for name, a in (averages or {}).items()}
+    ).items():
+        state = torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True)
+        average.load_state_dict(state)
     return client
 
 
@@ -157,6 +167,7 @@ class TrainLoop(Generic[M]):
         ema_decay: of the averaged weights; None keeps no average.
         identity: see `run_identity`.
         others: further engines of the run by name, such as an opponent's: saved and restored with it, stepped by the caller.
+        averages: of their weights, by the same names; moved by the caller.
         learning_rate: of each step, counted from 0; the optimizer's own warmup and rate by default.
     Raises: UserError if the run folder holds a run of another identity or architecture.
     """
@@ -171,10 +182,11 @@ class TrainLoop(Generic[M]):
         identity: str,
         ema_decay: float | None = None,
         others: Mapping[str, Engine] | None = None,
+        averages: Mapping[str, Ema] | None = None,
         learning_rate: Callable[[int], float] | None = None,
     ) -> None:
         self.run, self.config, self.identity = run, config, identity
-        self.others = others
+        self.others, self.averages = others, averages
         module.to(device())
         # before the engine, because ZeRO-3 splits the weights
         self.ema = None if ema_decay is None else Ema(module, ema_decay)
@@ -227,15 +239,19 @@ class TrainLoop(Generic[M]):
             client = {"identity": self.identity, **({"kept": dict(kept)} if kept else {})}
             self.run.save_checkpoint(
                 step + 1,
-                lambda folder: save_state(folder, self.engine, self.ema, client, self.others),
+                lambda folder: save_state(
+                    folder, self.engine, self.ema, client, self.others, self.averages
+                ),
                 keep=KEPT_CHECKPOINTS,
             )
 
     def save_model(self, name: str, write: Callable[[Path], object]) -> Path:
         """Have rank 0 write what the run was for, as folder `name` of the run folder; every rank returns once it is there."""
         folder = self.run.path / name
-        if is_main():
-            write(folder)
+        whole = gathered_parameters(self.engine.module) if self.ema is None else nullcontext()
+        with whole:  # without an average it is the weights in training that are kept
+            if is_main():
+                write(folder)
         barrier()
         return folder
 
@@ -244,7 +260,9 @@ class TrainLoop(Generic[M]):
         if latest is None:
             return 0
         step, folder = latest
-        client = load_state(folder, self.engine, self.ema, self.others, any_world_size=True)
+        client = load_state(
+            folder, self.engine, self.ema, self.others, self.averages, any_world_size=True
+        )
         self.resumed = client.get("kept", {})
         if client["identity"] != self.identity:
             raise UserError(

@@ -120,38 +120,16 @@ def compare(
         "held_out": load_composite(held_out, weights),
     }
     low_res = None if low_res_generator is None else load_generator(low_res_generator)
-    per_prompt_seeds = max(config.seeds_per_prompt, -(-config.min_clips // len(prompts)))
-    # a handful of prompts cannot be resampled: then the interval speaks of these prompts only, over their clips
-    unit = "prompt" if len(prompts) >= MIN_RESAMPLED_PROMPTS else "clip"
-    averaged = per_prompt_seeds if unit == "prompt" else 1
-    repeated = [prompt for prompt in prompts for _ in range(per_prompt_seeds)]
-    seeds = [config.seed * 1_000_000 + index for index in range(len(repeated))]
-    chosen = [
-        len(prompts) * i // config.num_pairs for i in range(min(config.num_pairs, len(prompts)))
-    ]
-    keep = {
-        index * per_prompt_seeds + draw: f"{number:02d}_{draw}"
-        for number, index in enumerate(chosen)
-        for draw in range(min(per_prompt_seeds, PAIR_SEEDS))
-    }
+    draws = Draws.of(config, prompts)
     out.mkdir(parents=True, exist_ok=True)
     models = {"before": load_generator(before), "after": load_generator(after)}
     sides = {}
     for side, model in models.items():
         sides[side] = _measure_generator(
-            config,
-            model,
-            low_res,
-            repeated,
-            seeds,
-            scorers,
-            gold,
-            keep,
-            out / "pairs",
-            side,
+            config, model, low_res, draws, scorers, gold, out / "pairs", side
         )
     per_unit = {
-        name: {side: _unit_means(sides[side][name], averaged) for side in sides}
+        name: {side: _unit_means(sides[side][name], draws.clips_per_unit) for side in sides}
         for name in sides["before"]
     }
     measures = {name: _difference(config, values) for name, values in per_unit.items()}
@@ -161,34 +139,15 @@ def compare(
         "fps": models["after"].fps,
         "num_frames": models["after"].frame_shape[0],
         "num_prompts": len(prompts),
-        "seeds_per_prompt": per_prompt_seeds,
-        "unit": unit,
+        "seeds_per_prompt": draws.per_prompt,
+        "unit": draws.unit,
         "resamples": config.resamples,
         "confidence": config.confidence,
         "weights": dict(weights),
         "has_gold": gold is not None,
         "measures": measures,
         "checks": run_checks(config, measures, has_gold=gold is not None),
-        "pairs": [
-            {
-                "prompt": prompts[index],
-                "seed": seeds[index * per_prompt_seeds],
-                "clips": {
-                    side: [
-                        f"pairs/{number:02d}_{draw}_{side}.mp4"
-                        for draw in range(min(per_prompt_seeds, PAIR_SEEDS))
-                    ]
-                    for side in sides
-                },
-                "measures": {
-                    name: [
-                        sides[side][name][index * per_prompt_seeds] for side in ("before", "after")
-                    ]
-                    for name in per_unit
-                },
-            }
-            for number, index in enumerate(chosen)
-        ],
+        "pairs": _pairs(draws, sides),
         "prompts": list(prompts),
         "per_unit": per_unit,
     }
@@ -196,15 +155,80 @@ def compare(
     return out
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Which clips are sampled, before and after: the same prompts and noise seeds, in this order."""
+
+    prompts: tuple[str, ...]
+    per_prompt: int
+    """Clips of each prompt, one after the other."""
+    first_seed: int
+    chosen: tuple[int, ...]
+    """Prompts whose first clips are written as videos."""
+
+    @staticmethod
+    def of(config: CompareConfig, prompts: Sequence[str]) -> Draws:
+        return Draws(
+            prompts=tuple(prompts),
+            per_prompt=max(config.seeds_per_prompt, -(-config.min_clips // len(prompts))),
+            first_seed=config.seed * 1_000_000,
+            chosen=tuple(
+                len(prompts) * i // config.num_pairs
+                for i in range(min(config.num_pairs, len(prompts)))
+            ),
+        )
+
+    @property
+    def unit(self) -> str:
+        """What the bootstrap resamples. A handful of prompts cannot be: then the interval speaks of these alone, over their clips."""
+        return "prompt" if len(self.prompts) >= MIN_RESAMPLED_PROMPTS else "clip"
+
+    @property
+    def clips_per_unit(self) -> int:
+        return self.per_prompt if self.unit == "prompt" else 1
+
+    @property
+    def repeated(self) -> list[str]:
+        """The prompt of each clip."""
+        return [prompt for prompt in self.prompts for _ in range(self.per_prompt)]
+
+    @property
+    def seeds(self) -> list[int]:
+        """The noise seed of each clip."""
+        return [self.first_seed + index for index in range(len(self.prompts) * self.per_prompt)]
+
+    def videos(self, number: int) -> dict[int, str]:
+        """Clip -> file name, without the side, of the `number`-th chosen prompt."""
+        start = self.chosen[number] * self.per_prompt
+        return {start + i: f"{number:02d}_{i}" for i in range(min(self.per_prompt, PAIR_SEEDS))}
+
+
+def _pairs(draws: Draws, sides: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict]:
+    """The chosen prompts with their videos and what their first clips measured."""
+    pairs = []
+    for number, index in enumerate(draws.chosen):
+        names, clip = draws.videos(number).values(), index * draws.per_prompt
+        pairs.append(
+            {
+                "prompt": draws.prompts[index],
+                "seed": draws.seeds[clip],
+                "clips": {side: [f"pairs/{name}_{side}.mp4" for name in names] for side in sides},
+                "measures": {
+                    name: [sides[side][name][clip] for side in ("before", "after")]
+                    for name in sides["before"]
+                },
+            }
+        )
+    return pairs
+
+
 def _measure_generator(
     config: CompareConfig,
     model: Any,
     low_res: Any,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
+    draws: Draws,
     scorers: Mapping[str, CompositeReward],
     gold: Gold | None,
-    keep: Mapping[int, str],
     folder: Path,
     side: str,
 ) -> dict[str, list[float]]:
@@ -213,8 +237,16 @@ def _measure_generator(
     from reelhf.video import write_video
     from rlhf.candidates import sample_clips
 
+    prompts = draws.repeated
+    keep = {
+        clip: name
+        for number in range(len(draws.chosen))
+        for clip, name in draws.videos(number).items()
+    }
     columns: dict[str, list[float]] = {}
-    batches = sample_clips(model, prompts, seeds, low_res=low_res, batch_size=config.batch_size)
+    batches = sample_clips(
+        model, prompts, draws.seeds, low_res=low_res, batch_size=config.batch_size
+    )
     start = 0
     total = math.ceil(len(prompts) / config.batch_size)
     for frames in track(batches, label=f"{model.role} {side}", total=total):  # [B, 3, F, H, W]

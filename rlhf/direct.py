@@ -37,10 +37,12 @@ from reelhf.hashing import content_hash
 from reelhf.progress import track
 from reelhf.run import RunFolder
 from reelhf.video import write_video
+from rewards.gradients import reward_log
 from rlhf.examples import (
     ANCHOR_STREAM,
     ClipNoise,
     Examples,
+    RealLatents,
     draw_seed,
     local_part,
     prompt_rows,
@@ -113,6 +115,10 @@ class DirectConfig(Config):
     """Bound of each z-score above zero."""
     max_reward_gradient: float | None = Field(None, gt=0)
     """Largest L2 norm of d total / d pixels of one clip; None is off."""
+    reward_pessimism: NonNegativeFloat = 0.0
+    """How many standard deviations, of rewards that know their own such as ensembles, come off each z-score."""
+    log_reward_gradients_every: NonNegativeInt = 0
+    """Steps between measurements of each reward's pixel gradient and of the angles between them; 0 is never."""
     view_noise: NonNegativeFloat = 0.0
     """Standard deviation of pixel noise added to what the rewards see: a gain that noise undoes is not worth having."""
     view_shift: NonNegativeInt = 0
@@ -182,7 +188,7 @@ def train_direct(
     return maximise_reward(
         config,
         backbone=load_generator(generator),
-        reward=load_composite(rewards, *settings).to(device()),
+        reward=load_composite(rewards, *settings, pessimism=config.reward_pessimism).to(device()),
         judge=load_composite(held_out, *settings).to(device()),
         prompts=prompts,
         validation_prompts=validation_prompts,
@@ -240,52 +246,10 @@ def maximise_reward(
     for step in track(range(state.step + 1, last + 1), label=f"direct RLHF of the {backbone.role}"):
         clock = Clock()
 
-        # 1. Roll out this process's part of the global batch, with a gradient through the graded steps only.
-        draws = torch.Generator().manual_seed(draw_seed(config.seed, "step", step))
-        graded = draw_graded_steps(
-            policy.sampler, config.gradient, config.graded_steps, config.gradient_band, draws
-        )
-        selections = reward.select(backbone.frame_shape[0], backbone.fps, draws)
-        seeds = local_part(
-            [draw_seed(config.seed, "clip", step, i) for i in range(config.prompts_per_step)]
-        )
-        rows = prompt_rows(state.cursor, config.prompts_per_step, len(examples), config.seed)
-        batch = examples.take(local_part(rows))
-        noise = batch.noise(seeds)
-        with clock("rollout"):
-            latents = policy.roll_out(batch, noise, graded)
-
-        # 2. Score what a viewer would see; carry the gradient from the pixels back to the latents.
-        with clock("reward"):
-            pixels = two_stage_gradient(
-                backbone.decode,
-                latents,
-                Objective(config, reward, batch, selections, backbone.fps, noise),
-                chunk_size=config.decode_chunk,
-                truncate_state=config.truncate_state,
-            )
-        valid = pixels.scores.valid
-        with clock("update"):
-            surrogate = surrogate_loss(latents, pixels.latent_gradient)
-
-            # 3. Anchor the velocity to the frozen reference, at a random sigma of the clips just made.
-            anchor = policy.anchor(latents.detach(), noise, batch)
-
-            # 4. One loss, one backward, one step: a mean over the valid clips of all processes.
-            scale = global_mean_scale(valid.sum())
-            loss = scale * valid_sum(surrogate + config.anchor_weight * anchor, valid)
-            if real is not None:
-                cursor = prompt_rows(
-                    state.cursor, config.prompts_per_step, len(real.latents), config.seed
-                )
-                flow_matching = real.loss(backbone, policy.engine, local_part(cursor), seeds).mean()
-                loss = loss + config.flow_matching_weight * flow_matching
-            update = policy.update(loss)
+        metrics = learn_step(policy, examples, real, step, clock)
         state.step, state.cursor = step, state.cursor + config.prompts_per_step
 
-        # 5. Report; validate and keep the best; save.
-        metrics = batch_metrics(pixels.scores, anchor, pixels.latent_gradient, pixels.frames)
-        metrics |= update
+        # Validate and keep the best; report; save.
         is_last = step == config.num_steps
         if is_last or step % config.validate_every == 0:
             with clock("validation"):
@@ -301,6 +265,60 @@ def maximise_reward(
 
     save_policy(backbone, policy.ema.module, run.path / "last")
     return run.path / "best"
+
+
+def learn_step(
+    policy: Policy, examples: Examples, real: RealLatents | None, step: int, clock: Clock
+) -> dict[str, float]:
+    """One update of the denoiser on this step's prompts; its metrics."""
+    config, backbone, reward = policy.config, policy.backbone, policy.reward
+
+    # 1. Roll out this process's part of the global batch, with a gradient through the graded steps only.
+    draws = torch.Generator().manual_seed(draw_seed(config.seed, "step", step))
+    graded = draw_graded_steps(
+        policy.sampler, config.gradient, config.graded_steps, config.gradient_band, draws
+    )
+    selections = reward.select(backbone.frame_shape[0], backbone.fps, draws)
+    seeds = local_part(
+        [draw_seed(config.seed, "clip", step, i) for i in range(config.prompts_per_step)]
+    )
+    rows = prompt_rows(policy.state.cursor, config.prompts_per_step, len(examples), config.seed)
+    batch = examples.take(local_part(rows))
+    noise = batch.noise(seeds)
+    with clock("rollout"):
+        latents = policy.roll_out(batch, noise, graded)
+
+    # 2. Score what a viewer would see; carry the gradient from the pixels back to the latents.
+    with clock("reward"):
+        pixels = two_stage_gradient(
+            backbone.decode,
+            latents,
+            Objective(config, reward, batch, selections, backbone.fps, noise),
+            chunk_size=config.decode_chunk,
+            truncate_state=config.truncate_state,
+        )
+    valid = pixels.scores.valid
+    with clock("update"):
+        surrogate = surrogate_loss(latents, pixels.latent_gradient)
+
+        # 3. Anchor the velocity to the frozen reference, at a random sigma of the clips just made.
+        anchor = policy.anchor(latents.detach(), noise, batch)
+
+        # 4. One loss, one backward, one step: a mean over the valid clips of all processes.
+        scale = global_mean_scale(valid.sum())
+        loss = scale * valid_sum(surrogate + config.anchor_weight * anchor, valid)
+        if real is not None:
+            cursor = prompt_rows(
+                policy.state.cursor, config.prompts_per_step, len(real.latents), config.seed
+            )
+            flow_matching = real.loss(backbone, policy.engine, local_part(cursor), seeds).mean()
+            loss = loss + config.flow_matching_weight * flow_matching
+        update = policy.update(loss)
+    metrics = batch_metrics(pixels.scores, anchor, pixels.latent_gradient, pixels.frames) | update
+    if config.log_reward_gradients_every and step % config.log_reward_gradients_every == 0:
+        seen = {"fps": backbone.fps, "prompts": batch.reward_prompts, "selections": selections}
+        metrics |= reward_log(reward, pixels.frames, **seen)
+    return metrics
 
 
 class Policy:

@@ -195,10 +195,10 @@ def run_panel(
 
 def export_project(store: Store, out: Path, groups: Groups, extra: Mapping[str, Any]) -> Path:
     """Preference data, and a summary with the groups and the project's counts, beside the project."""
-    from annotation.export import export_preferences
+    from annotation.export import ExportQuery, export_preferences
 
     shutil.rmtree(out / PREFERENCES, ignore_errors=True)
-    export_preferences(store, out / PREFERENCES)
+    export_preferences(store, out / PREFERENCES, ExportQuery(include_implied=True))
     summary = {"groups": asdict(groups), "counts": store.counts(), **extra}
     (out / SUMMARY).write_text(json.dumps(summary, indent=1, default=str))
     return out

@@ -21,7 +21,7 @@ from generator.training.text import TextTrainConfig, train_text_encoder
 from generator.training.vae import VAETrainConfig, train_vae
 from reelhf.config import Config
 from reelhf.side_by_side import in_background
-from rewards.evaluate import evaluate_rewards
+from rewards.evaluation.held_out import evaluate_rewards
 from rewards.pretrain import PretrainConfig, pretrain_backbones
 from rewards.train import RewardTrainConfig, train_rewards
 from rlhf.candidates import BASE, REFINER, CandidatesConfig
@@ -370,7 +370,7 @@ class _Round:
                 "judging": judging,
                 "prompts": list(judged_by["prompt_ids"]),
             },
-            source=("rewards.evaluate", "rlhf.simulated", *self.world.gold_source),
+            source=("rewards.evaluation.held_out", "rlhf.simulated", *self.world.gold_source),
         )
 
     def maximise(

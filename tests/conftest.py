@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.postgres_cluster import Cluster, postgres_missing
 
 os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,6 +26,8 @@ ENABLE = {  # group -> how to have it run
     "browser": "apt-get install chromium, then: make test",
     "realdata": "put the real clips at ../shared/data (beside this repository), then: make test",
     "gpu": "run on a machine with a CUDA GPU: make test-all",
+    "postgres": "apt-get install postgresql and pip install 'reelhf[postgres]', then: make test",
+    "labelstudio": "start a Label Studio server (see tests/annotation/test_label_studio.py), then: make test",
     "other": "see the reasons above",
 }
 REQUIRED = {
@@ -33,8 +38,9 @@ REQUIRED = {
 def pytest_configure(config: pytest.Config) -> None:
     unknown = REQUIRED - (ENABLE.keys() - {"other"})
     if unknown:
+        known = ", ".join(name for name in ENABLE if name != "other")
         raise pytest.UsageError(
-            f"REELHF_REQUIRE names {', '.join(sorted(unknown))}; known: browser, realdata, gpu"
+            f"REELHF_REQUIRE names {', '.join(sorted(unknown))}; known: {known}"
         )
     if not hasattr(config, "workerinput"):  # workers inherit the variable
         config.stash[CACHE] = tempfile.mkdtemp(prefix="reelhf-tests-")
@@ -54,11 +60,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("no Chromium on this machine")
     if item.get_closest_marker("realdata") and not REAL_DATA.is_dir():
         pytest.skip(f"no real clips at {REAL_DATA}")
+    if item.get_closest_marker("postgres") and (missing := postgres_missing()):
+        pytest.skip(missing)
+    if item.get_closest_marker("labelstudio") and not os.environ.get("REELHF_LABEL_STUDIO"):
+        pytest.skip("REELHF_LABEL_STUDIO names no server")
     if item.get_closest_marker("gpu"):
         import torch
 
         if not torch.cuda.is_available():
             pytest.skip("no GPU that torch can use")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _plain_linear() -> Iterator[None]:
+    """DeepSpeed's ZeRO 3 replaces F.linear for as long as the process lives; later tests would round otherwise by what ran before."""
+    yield
+    zero = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    original = zero and getattr(zero.InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
+    if original:
+        sys.modules["torch"].nn.functional.linear = original
 
 
 @pytest.hookimpl(wrapper=True)
@@ -111,3 +131,13 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real clips at {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A PostgreSQL server for this worker; skips without one. Use with `@pytest.mark.postgres`."""
+    if missing := postgres_missing():
+        pytest.skip(missing)
+    cluster = Cluster()
+    yield cluster
+    cluster.stop()

@@ -5,16 +5,25 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from annotation.api import media, sign_in, work
+from annotation.api import admin, media, oidc, quality, sign_in, work
 from annotation.api.errors import ERROR_ANSWERS
 from annotation.api.gate import Gate
 from annotation.api.site import Site
 from annotation.config import AnnotateConfig
+from annotation.label_studio import webhook
 from annotation.store import Store
 
-ROUTERS = (sign_in.router, work.router, media.router)
+ROUTERS = (
+    sign_in.router,
+    oidc.router,
+    work.router,
+    admin.router,
+    quality.router,
+    media.router,
+    webhook.router,
+)
 OWN_PATHS = frozenset(
-    route.path for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)
+    route.path_regex for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)
 )
 
 
@@ -22,7 +31,7 @@ def create_app(store: Store, config: AnnotateConfig | None = None, *, page: bool
     """The whole site of one project.
 
     Args:
-        page: mount the Gradio page at `/`; False serves the HTTP API alone (it starts faster).
+        page: mount the Gradio pages at `/` and `/quality`; False serves the HTTP API alone (it starts faster).
     Returns: an app whose `state.sign_in_link(account)` makes a one-time path that signs in.
     """
     site = Site.of(store, config or AnnotateConfig())
@@ -39,11 +48,20 @@ def create_app(store: Store, config: AnnotateConfig | None = None, *, page: bool
         app.include_router(router)
     if page:
         from annotation.app import mount
+        from annotation.quality.page import mount as mount_quality
 
-        mount(app, store, site.config)
+        mount_quality(app, store, site.config)
+        mount(app, site.config)  # last: it takes every path that is left
     else:
         app.add_api_route("/", no_page)
-    app.add_middleware(Gate, sessions=site.sessions, own_paths=OWN_PATHS)
+    app.add_middleware(
+        Gate,
+        sessions=site.sessions,
+        tokens=site.tokens,
+        own_paths=OWN_PATHS,
+        root_path=site.config.root_path,
+        https=site.config.secure_cookie,
+    )
     return app
 
 

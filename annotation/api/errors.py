@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from annotation.claims import Conflict, NotFound, Refused
+from annotation.database import Busy
+from annotation.refusals import Conflict, NotFound, Refused
+from reelhf.errors import UserError
+
+RETRY_SECONDS = 2
+FULL = ("database or disk is full", "disk I/O error", "No space left", "disk full")
+"""How SQLite and PostgreSQL say that nothing more fits."""
+SQLITE_BUSY = ("database is locked", "unable to open database file", "readonly database")
 
 
 def not_found(_request: Request, error: NotFound) -> Response:
@@ -24,13 +34,32 @@ def refused(_request: Request, error: Refused) -> Response:
     return JSONResponse({"detail": str(error), "problems": error.problems}, status_code=422)
 
 
-def busy(_request: Request, error: OperationalError) -> Response:
-    if "locked" not in str(error) and "full" not in str(error):
+def user_error(_request: Request, error: UserError) -> Response:
+    return JSONResponse({"detail": str(error)}, status_code=422)
+
+
+def unavailable(_request: Request | None, error: Exception) -> Response:
+    """503 for a database that is busy or gone, 507 for a disk that is full. The browser keeps the answer and tries again."""
+    said = str(error)
+    passing = not isinstance(getattr(error, "orig", None), sqlite3.Error)
+    if not passing and not any(words in said for words in (*FULL, *SQLITE_BUSY)):
+        raise error  # a mistake of ours, which trying again does not mend
+    if any(words in said for words in FULL):
+        detail, status = "the server's disk is full; nothing was stored, tell whoever runs it", 507
+    else:
+        detail, status = "the database is busy or away; nothing was stored, try again", 503
+    return JSONResponse(
+        {"detail": detail}, status_code=status, headers={"Retry-After": str(RETRY_SECONDS)}
+    )
+
+
+def disk(_request: Request, error: OSError) -> Response:
+    if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         raise error
     return JSONResponse(
-        {"detail": "the database is busy or the disk is full; nothing was stored, try again"},
-        status_code=503,
-        headers={"Retry-After": "2"},
+        {"detail": "the server's disk is full; nothing was stored, tell whoever runs it"},
+        status_code=507,
+        headers={"Retry-After": str(RETRY_SECONDS)},
     )
 
 
@@ -38,5 +67,9 @@ ERROR_ANSWERS: dict[int | type[Exception], Callable[[Request, Any], Response]] =
     NotFound: not_found,
     Conflict: conflict,
     Refused: refused,
-    OperationalError: busy,
+    UserError: user_error,
+    OperationalError: unavailable,
+    PoolTimeout: unavailable,
+    Busy: unavailable,
+    OSError: disk,
 }

@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, RedirectResponse, Response
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from annotation.api.errors import unavailable
+from annotation.api.policy import Rule, has_rank, rule_for
 from annotation.api.sessions import COOKIE, Sessions
+from annotation.api.tokens import Tokens
+from annotation.database import Busy
+from annotation.store import Account
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -33,13 +41,14 @@ SECURITY_HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"same-origin",
     b"x-frame-options": b"DENY",
+    b"cross-origin-opener-policy": b"same-origin",
 }
+OVER_HTTPS = {b"strict-transport-security": b"max-age=31536000"}
 NEVER_SENT = {b"cookie", b"authorization"}
 """Request headers that Gradio copies into some answers, where a script could read the session cookie."""
 
-PUBLIC = re.compile(r"^/(login|api/login|healthz|link/[\w-]+|annotate/login\.css)$")
 CLOSED = re.compile(
-    r"^/(gradio_api/)?"
+    r"^/(quality/)?(gradio_api/)?"
     r"(file|upload|upload_progress|proxy|stream|monitoring|deep_link|reset|component_server|"
     r"process_recording|vibe-|profiling|queue|run|call|api|cancel|dev|hash|custom_component)"
 )
@@ -51,20 +60,36 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+@dataclass(frozen=True)
+class Visitor:
+    """Who was let in, and how: by a browser's cookie with its CSRF token, or by an API token with its scopes."""
+
+    account: Account
+    csrf: str | None = None
+    scopes: frozenset[str] | None = None
+
+
 class Gate:
-    """Nothing but the sign-in page without a session, no closed route at all, security headers on every answer.
+    """Nothing but the public paths without a sign-in, no closed route at all, security headers on every answer.
 
     Args:
-        own_paths: those that are ours although `CLOSED` matches them.
+        own_paths: patterns of routes that are ours although `CLOSED` matches them.
+        root_path: where a reverse proxy shows this site, such as `/labels`; it may strip that or leave it on.
+        https: the site is reached over HTTPS only, and browsers shall remember it.
     """
 
     def __init__(
         self,
         app: Callable[[Message, Receive, Send], Awaitable[None]],
         sessions: Sessions,
-        own_paths: Collection[str],
+        tokens: Tokens,
+        own_paths: Collection[re.Pattern[str]],
+        root_path: str = "",
+        https: bool = False,
     ):
-        self._app, self._sessions, self._own_paths = app, sessions, own_paths
+        self._app, self._sessions, self._tokens = app, sessions, tokens
+        self._own_paths, self._root_path = own_paths, root_path
+        self._headers = SECURITY_HEADERS | (OVER_HTTPS if https else {})
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -72,40 +97,75 @@ class Gate:
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            refusal = await self._refusal(scope)
-            await (refusal or self._app)(scope, receive, _safely(send))
+            path = self._unrooted(scope["path"])
+            if self._root_path:
+                scope["root_path"], scope["path"] = self._root_path, self._root_path + path
+            try:
+                refusal = await self._refusal(scope, path)
+            except (Busy, OperationalError, PoolTimeout) as error:
+                refusal = unavailable(None, error)
+            await (refusal or self._app)(scope, receive, self._safely(send))
 
-    async def _refusal(self, scope: Message) -> Response | None:
-        """The answer to a request that may not pass; None for one that may, whose session is then in `state.session`."""
-        request, path = Request(scope), scope["path"]
-        if PUBLIC.match(path):
+    def _unrooted(self, path: str) -> str:
+        if self._root_path and path.startswith(self._root_path + "/"):
+            return path[len(self._root_path) :]
+        return path
+
+    async def _refusal(self, scope: Message, path: str) -> Response | None:
+        """The answer to a request that may not pass; None for one that may, whose sender is then in `state.visitor`."""
+        request = Request(scope)
+        if "\0" in path:
+            return _say(404, "not served here")
+        rule = rule_for(path)
+        if rule.public:
             return None
-        session = await run_in_threadpool(self._sessions.find, request.cookies.get(COOKIE))
-        scope.setdefault("state", {})["session"] = session
-        if session is None:
+        visitor = await run_in_threadpool(self._visitor, request)
+        if visitor is None:
             if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
-                return RedirectResponse("/login", status_code=303)
-            return JSONResponse({"detail": "sign in first"}, status_code=401)
-        if CLOSED.match(path) and path not in self._own_paths:
-            return JSONResponse({"detail": "not served here"}, status_code=404)
-        _, csrf = session
+                return RedirectResponse(f"{self._root_path}/login", status_code=303)
+            return _say(401, "sign in first")
+        scope.setdefault("state", {})["visitor"] = visitor
+        if CLOSED.match(path) and not any(own.match(path) for own in self._own_paths):
+            return _say(404, "not served here")
+        return _refused(rule, visitor, request)
+
+    def _visitor(self, request: Request) -> Visitor | None:
+        kind, _, text = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            found = self._tokens.find(text.strip())
+            return found and Visitor(found[0], scopes=found[1])
+        session = self._sessions.find(request.cookies.get(COOKIE))
+        return session and Visitor(session[0], csrf=session[1])
+
+    def _safely(self, send: Send) -> Send:
+        """`send` with the security headers added and the request's secrets removed."""
+
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [pair for pair in message["headers"] if pair[0].lower() not in NEVER_SENT]
+                present = {name.lower() for name, _ in kept}
+                added = [pair for pair in self._headers.items() if pair[0] not in present]
+                message["headers"] = kept + added
+            await send(message)
+
+        return send_safely
+
+
+def _refused(rule: Rule, visitor: Visitor, request: Request) -> Response | None:
+    """Why someone known may not do this."""
+    if visitor.scopes is not None:
+        if rule.scope is None:
+            return _say(403, "API tokens are not accepted here")
+        if rule.scope not in visitor.scopes:
+            return _say(403, f"the API token lacks the scope {rule.scope!r}")
+    if not has_rank(visitor.account.role, rule.role):
+        return _say(403, f"this is for {rule.role}s")
+    if visitor.csrf is not None and request.method not in READS:
         sent = request.headers.get("x-csrf-token", "")
-        if request.method not in READS and not secrets.compare_digest(sent.encode(), csrf.encode()):
-            return JSONResponse(
-                {"detail": "the X-CSRF-Token header is missing or wrong"}, status_code=403
-            )
-        return None
+        if not secrets.compare_digest(sent.encode(), visitor.csrf.encode()):
+            return _say(403, "the X-CSRF-Token header is missing or wrong")
+    return None
 
 
-def _safely(send: Send) -> Send:
-    """`send` with the security headers added and the request's secrets removed."""
-
-    async def send_safely(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            kept = [pair for pair in message["headers"] if pair[0].lower() not in NEVER_SENT]
-            present = {name.lower() for name, _ in kept}
-            added = [pair for pair in SECURITY_HEADERS.items() if pair[0] not in present]
-            message["headers"] = kept + added
-        await send(message)
-
-    return send_safely
+def _say(status: int, detail: str) -> Response:
+    return JSONResponse({"detail": detail}, status_code=status)

@@ -11,10 +11,13 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 
 from annotation.api.sessions import COOKIE
 from annotation.api.site import Site, TheSite, read_body, read_json
+from annotation.config import AnnotateConfig
 from annotation.store import Account
 
 MAX_PASSWORD = 1000
 """Characters; hashing a longer one would only cost time."""
+
+MAX_NAME = 80
 
 router = APIRouter()
 
@@ -27,8 +30,8 @@ def healthz() -> dict[str, str]:
 @router.get("/login")
 def login_page(request: Request, site: TheSite) -> Response:
     if site.sessions.find(request.cookies.get(COOKIE)):
-        return RedirectResponse("/", status_code=303)
-    return HTMLResponse(render_login(site.config.title))
+        return RedirectResponse(site.url("/"), status_code=303)
+    return HTMLResponse(render_login(site.config))
 
 
 @router.post("/login")
@@ -39,9 +42,9 @@ async def login_form(request: Request, site: TheSite) -> Response:
     try:
         account = await run_in_threadpool(check_login, site, request, name, password)
     except HTTPException as error:
-        text = render_login(site.config.title, name=name, problem=str(error.detail))
+        text = render_login(site.config, name=name, problem=str(error.detail))
         return HTMLResponse(text, status_code=error.status_code, headers=error.headers)
-    response = RedirectResponse("/", status_code=303)
+    response = RedirectResponse(site.url("/"), status_code=303)
     await run_in_threadpool(start_session, site, response, account)
     return response
 
@@ -60,10 +63,10 @@ async def login(request: Request, site: TheSite) -> Response:
 
 @router.get("/link/{token}")
 def link(token: str, site: TheSite) -> Response:
-    account = site.links.pop(token, None)
+    account = site.open_link(token)
     if account is None:
-        return RedirectResponse("/login", status_code=303)
-    response = RedirectResponse("/", status_code=303)
+        return RedirectResponse(site.url("/login"), status_code=303)
+    response = RedirectResponse(site.url("/"), status_code=303)
     start_session(site, response, account)
     return response
 
@@ -72,21 +75,22 @@ def link(token: str, site: TheSite) -> Response:
 def logout(request: Request, site: TheSite) -> Response:
     site.sessions.end(request.cookies[COOKIE])
     response = JSONResponse({"signed_out": True})
-    response.delete_cookie(COOKIE, path="/")
+    response.delete_cookie(COOKIE, path=site.url("/"))
     return response
 
 
 def check_login(site: Site, request: Request, name: str, password: str) -> Account:
     """The account. Raises HTTPException 401 for a wrong name or password, 429 after too many of them."""
     address = request.client.host if request.client else "unknown"
-    keys = (f"name {name.casefold()[:80]}", f"address {address}")
+    keys = (f"name {name.casefold()[:MAX_NAME]}", f"address {address}")
     wait = site.throttle.wait(*keys)
     if wait > 0:
         seconds = str(int(wait) + 1)
         raise HTTPException(
             429, f"too many wrong passwords; try again in {seconds} s", {"Retry-After": seconds}
         )
-    account = site.store.check_password(name, password) if len(password) <= MAX_PASSWORD else None
+    fits = len(password) <= MAX_PASSWORD and len(name) <= MAX_NAME and "\0" not in name
+    account = site.store.check_password(name, password) if fits else None
     if account is None:
         site.throttle.failed(*keys)
         raise HTTPException(401, "wrong name or password")
@@ -104,7 +108,7 @@ def start_session(site: Site, response: Response, account: Account) -> str:
         httponly=True,
         samesite="lax",
         secure=site.config.secure_cookie,
-        path="/",
+        path=site.url("/"),
     )
     return csrf
 
@@ -118,15 +122,20 @@ def require_same_origin(request: Request) -> None:
         raise HTTPException(403, "sign in from this site's own page")
 
 
-def render_login(title: str, *, name: str = "", problem: str = "") -> str:
+def render_login(config: AnnotateConfig, *, name: str = "", problem: str = "") -> str:
     """The sign-in page as HTML; `name` is what was typed before, `problem` why it did not do."""
     alert = f'<p class="problem" role="alert">{html.escape(problem)}</p>' if problem else ""
+    title, root = html.escape(config.title), html.escape(config.root_path)
+    other = ""
+    if config.oidc is not None:
+        label = html.escape(config.oidc.label)
+        other = f'<p><a id="oidc" href="{root}/oidc/start">{label}</a></p>'
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{html.escape(title)}: sign in</title><link rel="stylesheet" href="/annotate/login.css"></head>
-<body><main><form method="post" action="/login">
-<h1>{html.escape(title)}</h1>{alert}
+<title>{title}: sign in</title><link rel="stylesheet" href="{root}/annotate/login.css"></head>
+<body><main><form method="post" action="{root}/login">
+<h1>{title}</h1>{alert}
 <label>Name <input name="name" autocomplete="username" required autofocus value="{html.escape(name)}"></label>
 <label>Password <input name="password" type="password" autocomplete="current-password" required></label>
-<button type="submit">Sign in</button>
+<button type="submit">Sign in</button>{other}
 </form></main></body></html>"""

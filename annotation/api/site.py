@@ -2,43 +2,85 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
+from sqlalchemy import delete, insert, select
 
+from annotation import schema as t
 from annotation.api.sessions import Sessions
+from annotation.api.signing import Signer, site_key
 from annotation.api.throttle import LoginThrottle
+from annotation.api.tokens import Tokens
 from annotation.config import AnnotateConfig
 from annotation.store import Account, Store
 
 MAX_BODY_BYTES = 64 * 1024
+LINK_HOURS = 24
 
 
 @dataclass(frozen=True)
 class Site:
-    """One project as it is served."""
+    """One project as it is served. All its state lies in the database, so that several processes can be one site."""
 
     store: Store
     config: AnnotateConfig
     sessions: Sessions
     throttle: LoginThrottle
-    links: dict[str, Account] = field(default_factory=dict)
-    """Tokens of the sign-in links that nobody has opened yet."""
+    tokens: Tokens
+    signer: Signer
 
     @classmethod
     def of(cls, store: Store, config: AnnotateConfig) -> Site:
-        sessions = Sessions(store, config.session_hours)
-        throttle = LoginThrottle(config.login_failures, config.login_pause_seconds)
-        return cls(store, config, sessions, throttle)
+        return cls(
+            store,
+            config,
+            Sessions(store, config.session_hours),
+            LoginThrottle(store, config.login_failures, config.login_pause_seconds),
+            Tokens(store),
+            Signer(store, site_key(store, "media")),
+        )
+
+    def url(self, path: str) -> str:
+        """A path of this site as a browser must ask for it."""
+        return self.config.root_path + path
+
+    def media_url(self, path: str) -> str:
+        """The path of a clip, signed, as a browser must ask for it."""
+        return self.url(self.signer.sign(path, seconds=self.config.media_hours * 3600))
 
     def sign_in_link(self, account: Account) -> str:
-        """A path that signs in once, without a password."""
+        """A path that signs in once, without a password, within a day."""
         token = secrets.token_urlsafe(24)
-        self.links[token] = account
-        return f"/link/{token}"
+        with self.store.write() as connection:
+            connection.execute(
+                insert(t.sign_in_link).values(
+                    token_hash=_hash(token),
+                    account_id=account.id,
+                    expires_ms=self.store.now_ms() + LINK_HOURS * 3_600_000,
+                )
+            )
+        return self.url(f"/link/{token}")
+
+    def open_link(self, token: str) -> Account | None:
+        """Whom a link signs in; it does so once, whichever process is asked."""
+        link = t.sign_in_link
+        with self.store.write() as connection:
+            row = connection.execute(
+                delete(link)
+                .where(link.c.token_hash == _hash(token))
+                .returning(link.c.account_id, link.c.expires_ms)
+            ).first()
+            if row is None or row.expires_ms <= self.store.now_ms():
+                return None
+            found = connection.execute(
+                select(t.account).where(t.account.c.id == row.account_id)
+            ).one()
+        return Account(found.id, found.name, found.role, found.pseudonym, found.simulated)
 
 
 # Each is `async` only because FastAPI would send a plain function to a thread.
@@ -51,29 +93,44 @@ async def the_site(request: Request) -> Site:
 
 async def signed_in(request: Request) -> Account:
     """Whoever the gate let in."""
-    account: Account = request.state.session[0]
+    account: Account = request.state.visitor.account
     return account
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, most: int = MAX_BODY_BYTES) -> bytes:
     """Raises HTTPException 413 as soon as too much has come."""
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"the request is larger than {MAX_BODY_BYTES} bytes")
+        if len(body) > most:
+            raise HTTPException(413, f"the request is larger than {most} bytes")
     return body
 
 
 async def read_json(request: Request) -> dict[str, Any]:
     """The object in the body, empty when nothing was sent. Raises HTTPException 400 or 413."""
+    body = await read_body(request)
     try:
-        raw = json.loads(await read_body(request) or b"{}")
-    except ValueError as error:
+        raw = json.loads(body or b"{}")
+    except (ValueError, RecursionError) as error:
         raise HTTPException(400, "the request is not JSON") from error
     if not isinstance(raw, dict):
         raise HTTPException(400, "the request is not a JSON object")
+    if b"\\u" in body and not _storable(raw):
+        raise HTTPException(400, "a text holds a NUL or half a character")
     return raw
+
+
+def _storable(value: object) -> bool:
+    """False if a text in it is one that PostgreSQL or UTF-8 cannot hold."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "\\u0000" not in text and not any(
+        "\ud800" <= character <= "\udfff" for character in text
+    )
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 TheSite = Annotated[Site, Depends(the_site)]

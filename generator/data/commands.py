@@ -22,6 +22,10 @@ def encode(
     ] = None,
     vae: Annotated[Path | None, typer.Option(help="trained VAE")] = None,
     text: Annotated[Path | None, typer.Option(help="trained text encoder")] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="of a refiner, in place of both: the generator whose clips it enlarges"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="folder of encoded clips; added to")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="say what each stage would hold, and stop")
@@ -49,17 +53,22 @@ def encode(
             rows = examine_clips(listed, stage.buckets)
             typer.echo(f"{stage.name}:\n{format_report(rows, stage.buckets)}\n")
         return
-    given = {"vae": vae, "text": text, "out": out}
-    missing = [f"--{name}" for name, path in given.items() if path is None]
+    parts: dict[str, Path | None] = {"vae": vae, "text": text}
+    if config.stage == "refiner":
+        parts = {"base": base}
+    missing = [f"--{name}" for name, path in {**parts, "out": out}.items() if path is None]
     if missing:
-        raise UserError(f"missing {', '.join(missing)}; `--help` says what each is.")
-    for name in ("vae", "text"):
-        if not given[name].is_dir():
-            raise UserError(f"--{name} {given[name]}: there is no such folder")
-    result = encode_stages(config, clips, **given)
+        raise UserError(
+            f"missing {', '.join(missing)} for stage '{config.stage}'; `--help` says what each is."
+        )
+    for name, path in parts.items():
+        if path is not None and not path.is_dir():
+            raise UserError(f"--{name} {path}: there is no such folder")
+    assert out is not None
+    result = encode_stages(config, clips, out, **parts)
+    named = " ".join(f"--{name} {path}" for name, path in parts.items())
     report_result(
-        result,
-        f"reelhf generator train {(words or [''])[0]} --data {{out}} --vae {vae} --text {text} --out DIR",
+        result, f"reelhf generator train {(words or [''])[0]} --data {{out}} {named} --out DIR"
     )
 
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from generator.data.buckets import Bucket, BucketConfig, source_frames
+from generator.data.buckets import Bucket, BucketConfig, Placement, source_frames
 from generator.data.manifest import ManifestClip, caption_counts, place_clip
 from generator.data.store import LatentStore, Skipped, Window
+from generator.prompt_cache import write_tensors
+from generator.shots import parse_shots, prompt_shots
 from reelhf.clips import resize_frames
 from reelhf.engine import barrier, device, is_main, rank, world_size
 from reelhf.errors import UserError
@@ -24,6 +26,7 @@ from reelhf.progress import track
 from reelhf.video import iterate_frames, probe_video
 
 if TYPE_CHECKING:
+    from generator.data.low_res import LowResMaker
     from generator.text import TextEncoder
     from generator.vae import VideoVAE
 
@@ -48,8 +51,11 @@ def encode_set(
     buckets: BucketConfig,
     vae: VideoVAE,
     text: TextEncoder,
+    low_res: LowResMaker | None = None,
 ) -> tuple[list[Window], list[Skipped]]:
     """Encode what is not there yet, and make the set known; every process calls it and gets the whole set.
+
+    `low_res` makes a refiner's inputs too.
 
     Raises: UserError when the buckets are not those of the VAE.
     """
@@ -70,7 +76,12 @@ def encode_set(
         except UserError as error:
             skipped = Skipped(clips[index].name, f"unreadable: {error}")
         decoded = decode_cuts(
-            [cut for cut in cuts if not store.latent_file(cut.window.key).is_file()]
+            [
+                cut
+                for cut in cuts
+                if not store.latent_file(cut.window.key).is_file()
+                or not (low_res is None or low_res.is_there(store, cut.window))
+            ]
         )
         while True:
             try:
@@ -83,10 +94,10 @@ def encode_set(
             ready = waiting.setdefault(one[0].window.bucket, [])
             ready.append(one)
             if len(ready) == ENCODED_AT_ONCE:
-                _flush(store, vae, waiting.pop(one[0].window.bucket))
+                _flush(store, vae, waiting.pop(one[0].window.bucket), low_res)
         found.append((index, [cut.window for cut in cuts], skipped))
     for ready in waiting.values():
-        _flush(store, vae, ready)
+        _flush(store, vae, ready, low_res)
     texts = sorted(
         {caption for _, windows, _ in found for w in windows for caption in w.captions.values()}
     )
@@ -108,6 +119,9 @@ def cut_clip(
     where = place_clip(clip, info, buckets)
     if where.bucket is None:
         return [], Skipped(clip.name, where.reason or "")
+    unfit = _shots_that_do_not_fit(clip, where, buckets)
+    if unfit is not None:
+        return [], Skipped(clip.name, unfit)
     first, _ = clip.frame_range(info.frames, info.fps)
     bucket = where.bucket
     source = sha256_file(clip.path)
@@ -129,6 +143,21 @@ def cut_clip(
         )
         cuts.append(Cut(window, clip, frames))
     return cuts, None
+
+
+def _shots_that_do_not_fit(
+    clip: ManifestClip, where: Placement, buckets: BucketConfig
+) -> str | None:
+    """Why captions of several shots do not tell of this clip's windows; None if they do, or are of one."""
+    assert where.bucket is not None
+    try:
+        several = [text for text in clip.captions.values() if len(parse_shots(text)) > 1]
+        if several and where.windows > 1:
+            return f"a caption of several shots, and the clip is cut into {where.windows} windows"
+        prompt_shots(several, where.bucket.num_frames, temporal_ratio=buckets.temporal_ratio)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def decode_cuts(cuts: Sequence[Cut]) -> Iterator[tuple[Cut, Tensor]]:
@@ -155,22 +184,28 @@ def decode_cuts(cuts: Sequence[Cut]) -> Iterator[tuple[Cut, Tensor]]:
 
 @torch.no_grad()
 def encode_captions(store: LatentStore, captions: Sequence[str], text: TextEncoder) -> None:
-    """Embeddings of the captions that have none yet."""
-    missing = [caption for caption in captions if not store.text_file(caption).is_file()]
+    """Embeddings of the captions that have none yet; of several shots, of each shot's."""
+    shots = sorted({shot for caption in captions for shot in parse_shots(caption).captions})
+    missing = [shot for shot in shots if not store.prompts.file(shot).is_file()]
     for start in range(0, len(missing), CAPTIONS_AT_ONCE):
         part = missing[start : start + CAPTIONS_AT_ONCE]
-        condition = text.encode(part).to("cpu")
-        for row, caption in enumerate(part):
-            length = int(condition.mask[row].sum())
-            store.write(store.text_file(caption), embeds=condition.embeds[row, :length].clone())
+        store.prompts.write(part, text.encode(part).to("cpu"))
 
 
 @torch.no_grad()
-def _flush(store: LatentStore, vae: VideoVAE, ready: list[tuple[Cut, Tensor]]) -> None:
+def _flush(
+    store: LatentStore,
+    vae: VideoVAE,
+    ready: list[tuple[Cut, Tensor]],
+    low_res: LowResMaker | None,
+) -> None:
     frames = torch.stack([pixels for _, pixels in ready]).to(device()).float() / 255
     latents = vae.encode(frames).float().cpu()
     for (cut, _), own in zip(ready, latents, strict=True):
-        store.write(store.latent_file(cut.window.key), latents=own.clone())
+        write_tensors(store.latent_file(cut.window.key), latents=own.clone())
+    for cut, pixels in ready:
+        if low_res is not None and not low_res.is_there(store, cut.window):
+            low_res.make(store, cut.window, pixels)
 
 
 def _from_all(found: list) -> list:

@@ -2,7 +2,8 @@
 
 store.json                          what encoded them: hashes of the VAE's and the text encoder's weights
 latents/ab/<key>.safetensors        one window's latents; key = VAE, source file's bytes, frame numbers, size
-text/ab/<key>.safetensors           one caption's embeddings; key = text encoder, caption
+low_res/ab/<key>.safetensors        what a refiner is given for one window; key = base, how it is made, the window's latents
+text/ab/<key>.safetensors           one caption's embeddings (of several shots: one shot's); key = text encoder, caption
 sets/<bucket config's hash>/        windows.parquet, skipped.parquet, config.yaml: which windows those buckets hold
 """
 
@@ -10,13 +11,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from generator.data.buckets import Bucket, BucketConfig
 from generator.data.manifest import CaptionKind
+from generator.prompt_cache import PromptCache, read_tensors
+from generator.shots import encode_shots
 from reelhf.errors import UserError
 from reelhf.hashing import content_hash
 
@@ -71,6 +75,7 @@ class LatentStore:
 
     def __init__(self, folder: Path, *, vae: str, text: str, create: bool = False) -> None:
         self.folder, self.vae, self.text = Path(folder), vae, text
+        self.prompts = PromptCache(self.folder / "text", text)
         card = {"format": STORE_FORMAT, "vae": vae, "text": text}
         file = self.folder / "store.json"
         if create and not file.is_file():
@@ -98,49 +103,39 @@ class LatentStore:
     def latent_file(self, key: str) -> Path:
         return self.folder / "latents" / key[:2] / f"{key}.safetensors"
 
-    def text_file(self, caption: str) -> Path:
-        key = content_hash(self.text, caption)
-        return self.folder / "text" / key[:2] / f"{key}.safetensors"
+    def low_res_file(self, key: str, how: str) -> Path:
+        """Of a window's low-resolution latents; `how`: hash of the base and of how they are made."""
+        own = content_hash(key, how)
+        return self.folder / "low_res" / own[:2] / f"{own}.safetensors"
 
     def window_key(self, source: str, frames: Sequence[int], height: int, width: int) -> str:
         """Of the latents of these frames of a file, at this size."""
         return content_hash(self.vae, source, list(frames), height, width)
 
-    def write(self, file: Path, **tensors: Tensor) -> None:
-        """Whole or not at all, so that an interrupted encoding goes on where it stopped."""
-        from safetensors.torch import save_file
-
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-            save_file({name: value.contiguous() for name, value in tensors.items()}, aside)
-            os.replace(aside, file)
-        except OSError as error:
-            raise UserError(f"cannot write {file}: {error.strerror or error}") from None
-
     def latents(self, window: Window) -> Tensor:
         """[C, T, h, w] fp32."""
-        return self._read(self.latent_file(window.key), str(window))["latents"]
+        with _encode_again():
+            return read_tensors(self.latent_file(window.key), str(window))["latents"]
 
-    def condition(self, caption: str) -> Condition:
-        """One row."""
-        import torch
+    def low_res(self, window: Window, how: str) -> Tensor:
+        """Likewise, what a refiner is given for the window."""
+        with _encode_again():
+            return read_tensors(self.low_res_file(window.key, how), str(window))["latents"]
 
+    def condition(
+        self, captions: Sequence[str], num_frames: Sequence[int], ratio: int
+    ) -> Condition:
+        """Encoded captions, each of a clip of so many frames.
+
+        Args: ratio: frames per latent frame, which says where the cuts of several shots may fall.
+        """
+        with _encode_again():
+            return encode_shots(self._captions, captions, num_frames, temporal_ratio=ratio)
+
+    def _captions(self, captions: list[str]) -> Condition:
         from generator.base import Condition
 
-        embeds = self._read(self.text_file(caption), f"the caption '{caption[:40]}'")["embeds"]
-        return Condition(embeds[None], torch.ones(1, len(embeds), dtype=torch.bool))
-
-    def _read(self, file: Path, what: str) -> dict[str, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{file} ({what}) cannot be read ({error}); delete it and run `reelhf generator data encode` again"
-            ) from None
+        return Condition.cat([self.prompts.read(caption) for caption in captions])
 
     def set_folder(self, buckets: BucketConfig) -> Path:
         return self.folder / "sets" / content_hash(buckets)[:16]
@@ -204,6 +199,17 @@ class LatentStore:
                 f"{missing[0]}; run `reelhf generator data encode` again, which makes only those"
             )
         return windows
+
+
+@contextmanager
+def _encode_again() -> Iterator[None]:
+    """What to do about a file that cannot be read."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            f"{error}; delete it and run `reelhf generator data encode` again"
+        ) from None
 
 
 _WINDOW_COLUMNS = {

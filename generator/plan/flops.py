@@ -7,6 +7,7 @@ per frame, N = T * S tokens, L text tokens, r hidden width of an MLP over d, M s
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from generator.blocks import window_edges
@@ -96,15 +97,19 @@ def full_layer_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) -> F
 
 
 def temporal_layer_flops(config: DiTConfig, grid: LatentGrid, *, shifted: bool) -> Flops:
-    """Windows over all frames. Clipped windows are padded to the largest, and the padding is computed too."""
+    """Windows over all frames. Clipped windows are padded to the largest, and the padding is computed too, unless they are packed."""
     width = config.width
-    rows = window_edges(grid.height, config.window[0], shifted)
-    columns = window_edges(grid.width, config.window[1], shifted)
-    largest = max(end - start for start, end in rows) * max(end - start for start, end in columns)
-    slots = grid.frames * largest
+    window = config.window_for(grid.height, grid.width)
+    rows = window_edges(grid.height, window[0], shifted)
+    columns = window_edges(grid.width, window[1], shifted)
+    sizes = [(y1 - y0) * (x1 - x0) for y0, y1 in rows for x0, x1 in columns]
+    if config.attention == "sdpa":
+        sizes = [max(sizes)] * len(sizes)
     return Flops(
         layer_linear_flops(width, int(width * config.mlp_ratio), grid.tokens),
-        temporal_attention=len(rows) * len(columns) * attention_flops(width, slots, slots),
+        temporal_attention=math.fsum(
+            attention_flops(width, grid.frames * size, grid.frames * size) for size in sizes
+        ),
     )
 
 
@@ -140,17 +145,27 @@ def full_attention_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) 
     return layers.plus(edge_flops(config, grid, text_tokens))
 
 
-def training_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) -> float:
-    """Executed by forward and backward of one clip, recomputation included where `config.checkpointing` asks for it."""
+def training_flops(
+    config: DiTConfig, grid: LatentGrid, text_tokens: int, *, adapters_only: bool = False
+) -> float:
+    """Executed by forward and backward of one clip, recomputation included where `config.checkpointing` asks for it.
+
+    Args:
+        adapters_only: frozen layers have a gradient of their input only; the adapters' own products, a percent or two, are left out.
+    """
     forward = forward_flops(config, grid, text_tokens)
     executed = forward.total
-    executed += BACKWARD_OF_LINEAR * forward.linear + BACKWARD_OF_ATTENTION * forward.attention
+    of_linear = 1.0 if adapters_only else BACKWARD_OF_LINEAR
+    executed += of_linear * forward.linear + BACKWARD_OF_ATTENTION * forward.attention
     if config.checkpointing:
         again = layers_flops(config, grid, text_tokens)
         executed += again.linear if config.checkpointing == "attention" else again.total
     return executed
 
 
-def model_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) -> float:
-    """What MFU counts of a training step: three forward passes per clip, whatever is recomputed (2204.02311, appendix B)."""
-    return 3.0 * forward_flops(config, grid, text_tokens).total
+def model_flops(
+    config: DiTConfig, grid: LatentGrid, text_tokens: int, *, adapters_only: bool = False
+) -> float:
+    """What MFU counts of a training step: three forward passes per clip, whatever is recomputed (2204.02311, appendix B); two where
+    frozen layers have no gradient of their weights."""
+    return (2.0 if adapters_only else 3.0) * forward_flops(config, grid, text_tokens).total

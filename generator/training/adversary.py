@@ -1,6 +1,6 @@
 """The VAE's opponents in training: what they and a perceptual distance add to its loss, and how the opponents learn.
 
-    added = AddedTerms(config, micro_batch_size)
+    added = AddedTerms(config, micro_batch_size, decoder.head)
     with head_inputs(decoder) as seen:
         reconstruction, posterior = engine(frames, noise)
     pull = added.pull(...)            # on a leaf: their graphs are gone before the VAE's backward pass
@@ -13,6 +13,7 @@ gradient with respect to the reconstruction is taken, so they gather none themse
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -35,7 +36,7 @@ from generator.training.vae_losses import (
     pixel_loss,
 )
 from reelhf.config import Config
-from reelhf.engine import Engine, EngineConfig, OptimizerConfig, device
+from reelhf.engine import Engine, EngineConfig, OptimizerConfig, device, gathered_parameters
 from reelhf.training import mean_over_processes
 
 if TYPE_CHECKING:
@@ -83,8 +84,11 @@ class Pull:
 class AddedTerms:
     """The perceptual and the adversarial term of a run, with whatever networks they need."""
 
-    def __init__(self, config: VAETrainConfig, micro_batch_size: int) -> None:
+    def __init__(self, config: VAETrainConfig, micro_batch_size: int, head: nn.Module) -> None:
+        """`head`: the decoder's last layer, before an engine takes it."""
         self.config = config
+        # run again on what the layer saw: under ZeRO-3 the layer itself passes for a part of the VAE's next forward pass
+        self._plain_head = copy.deepcopy(head).to(device())
         self.lpips: Lpips | None = None
         perceptual, adversarial = config.perceptual, config.adversarial
         if perceptual.weight and perceptual.kind == "lpips":
@@ -96,7 +100,10 @@ class AddedTerms:
             self.engine = Engine(
                 HybridDiscriminator(adversarial.discriminators),
                 adversarial.optimizer,
-                EngineConfig(zero_stage=config.zero_stage, micro_batch_size=micro_batch_size),
+                # asked in the VAE's turn through `.module`, layer by layer: their weights stay whole
+                EngineConfig(
+                    zero_stage=min(config.zero_stage, 2), micro_batch_size=micro_batch_size
+                ),
             )
 
     @property
@@ -152,9 +159,11 @@ class AddedTerms:
         # 2. The adversarial pull, brought to the size of the others at the decoder's last layer.
         (towards_clip,) = torch.autograd.grad(fidelity, leaf, retain_graph=True)
         (towards_real,) = torch.autograd.grad(adversarial, leaf)
-        norms = last_layer_norms(head, seen, [towards_clip, towards_real])
+        with gathered_parameters(head):
+            self._plain_head.load_state_dict(head.state_dict())
+        norms = last_layer_norms(self._plain_head, seen, [towards_clip, towards_real])
         ratio = adaptive_weight(*norms, limit=self.config.adversarial.max_adaptive_weight)
-        weight = self.config.adversarial.weight * mean_over_processes(ratio)
+        weight = self.config.adversarial.weight * ratio.item()
         metrics["adversarial/loss"] = mean_over_processes(adversarial)
         metrics["adversarial/weight"] = weight
         value = (fidelity + weight * adversarial).detach()

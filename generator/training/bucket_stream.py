@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 
-from generator.base import Condition
 from generator.data.buckets import Bucket
 from generator.data.packing import RuntimeTable, deal
 from generator.data.store import LatentStore, Window
@@ -110,6 +109,8 @@ class BucketStream:
         micro_batches: per step, over all processes.
         number: of the stage in its run, which separates its order from others'.
         first_position: of its first sample in the run's stream of samples.
+        ratio: frames per latent frame.
+        low_res: of a refiner, the key of its inputs (`generator.data.low_res`).
         sharing: consecutive processes that share each clip and so compute the same micro-batches.
     Raises: UserError when the processes do not divide the micro-batches, or a share of the tasks has no clips.
     """
@@ -127,6 +128,8 @@ class BucketStream:
         number: int,
         first_position: int,
         name: str,
+        ratio: int = 4,
+        low_res: str | None = None,
         sharing: int = 1,
     ) -> None:
         self.num_groups, rest = divmod(world_size(), sharing)
@@ -143,7 +146,7 @@ class BucketStream:
         self.own_group = rank() // sharing
         self.store, self.windows, self.draws, self.captions = store, windows, draws, captions
         self.table, self.per_step, self.first_position = table, micro_batches, first_position
-        self.stride = max(sizes.values())
+        self.stride, self.ratio, self.low_res = max(sizes.values()), ratio, low_res
         videos, images = video_groups(windows), image_groups(windows)
         self.image_share = draws.tasks.text_to_image
         if not videos and self.image_share < 1:
@@ -186,20 +189,28 @@ class BucketStream:
     def _batch(self, plan: Planned, total: int) -> Batch:
         windows = [self.windows[row] for row in plan.rows]
         clean = torch.stack([self.store.latents(window) for window in windows])
+        low_res = None
+        if self.low_res is not None:
+            low_res = torch.stack([self.store.low_res(window, self.low_res) for window in windows])
         if plan.as_images:  # the VAE is causal: the first latent frame is the image's own latent
             clean = clean[:, :, :1]
+            low_res = None if low_res is None else low_res[:, :, :1]
         positions = range(plan.position, plan.position + len(windows))
         _, uniforms = self.draws.uniforms(positions, 1.0)
         texts = [
             window.captions.get(self.captions.pick(u), window.captions["caption"])
             for window, u in zip(windows, uniforms[:, 2].tolist(), strict=True)
         ]
+        lengths = [window.num_frames for window in windows]
         return self.draws.batch(
             clean,
-            Condition.cat([self.store.condition(text) for text in texts]),
+            self.store.condition(texts, lengths, self.ratio),
             positions,
             [str(window) for window in windows],
+            texts,
+            lengths,
             as_images=plan.as_images,
             samples_of_step=total,
+            low_res=low_res,
             weight=len(windows) * self.per_step / total,
         )

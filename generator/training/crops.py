@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,13 +61,31 @@ def split_windows(
     half = torch.stack(
         [resize_frames(clip, half_size).mul(255).round().to(torch.uint8) for clip in full]
     )
-    # a window of a held-out clip overlaps no training window: split by clip where there are several
     num_held_out = max(1, min(config.num_held_out, len(full) // 4))
-    held = set(windows.entry_index[:num_held_out])
+    held = held_out_clips(windows.entry_index, num_held_out)
     is_held = torch.tensor([index in held for index in windows.entry_index])
-    if is_held.all():
+    if not held:
         is_held = torch.arange(len(full)) < num_held_out
     return (full[is_held], half[is_held]), (full[~is_held], half[~is_held])
+
+
+def held_out_clips(clip_of_window: Sequence[int], num_held_out: int) -> set[int]:
+    """Whole clips, so that no window kept out overlaps one that is trained on: in their order, as many as have `num_held_out` windows.
+
+    A clip of more windows than are left to keep out is passed over. Where every clip has too many it is the smallest, unless half of all windows
+    are its own: then none, and windows have to be kept out whatever their clip.
+    """
+    sizes = Counter(clip_of_window)  # in the order of first appearance
+    held: set[int] = set()
+    left = num_held_out
+    for clip, size in sizes.items():
+        if size <= left:
+            held.add(clip)
+            left -= size
+    smallest = min(sizes, key=lambda clip: sizes[clip])
+    if not held and 2 * sizes[smallest] < len(clip_of_window):
+        held = {smallest}
+    return held
 
 
 @dataclass(frozen=True)

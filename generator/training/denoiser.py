@@ -25,7 +25,14 @@ from generator.flow import add_noise, flow_matching_loss, sigma_schedule
 from generator.parallel import sequence_group
 from generator.plan.devices import peak_flops_here
 from generator.plan.flops import LatentGrid, model_flops
-from generator.refiner import LowResConfig, check_sizes, low_res_inputs, refiner_from_base
+from generator.refiner import (
+    LowResConfig,
+    check_sizes,
+    downsample_frames,
+    low_res_consistency,
+    low_res_inputs,
+    refiner_from_base,
+)
 from generator.sampling import noise_like, sample_frames
 from generator.text import TextEncoder
 from generator.training.latents import (
@@ -40,7 +47,9 @@ from generator.training.latents import (
 )
 from generator.training.lora import LoraSettings, add_lora, merged, save_lora
 from generator.training.stages import EarlyStop, EarlyStopConfig, StageConfig, check_stages
+from generator.training.text_tuning import TextTuner
 from generator.vae import VideoVAE
+from reelhf.clips import cache_folder
 from reelhf.config import Config
 from reelhf.engine import (
     EngineConfig,
@@ -69,7 +78,8 @@ class DenoiserTrainConfig(Config):
     stage: Literal["base", "refiner"] = "base"
     """Which of the two the command line trains."""
     architecture: DiTConfig = DiTConfig()
-    """Of a base; a refiner takes its base's. Channels and text width follow the VAE and the text encoder."""
+    """Of a base; a refiner takes its base's but for checkpointing, compile and attention. Channels and text width follow the VAE and the
+    text encoder."""
     num_frames: PositiveInt = 9
     """Frames per clip, 1 + 4n."""
     height: PositiveInt = 64
@@ -125,7 +135,7 @@ class DenoiserTrainConfig(Config):
     """Of weights, noise and order."""
 
     stages: tuple[StageConfig, ...] = ()
-    """Of a base: stages one after another, from encoded buckets (`--data`). The size above is then what the checkpoint samples, and
+    """Stages one after another, from encoded buckets (`--data`). The size above is then what the checkpoint samples, and
     `num_steps`, `batch_size`, `gradient_accumulation_steps` and `max_clips` are not used."""
     micro_batches: PositiveInt = 1
     """With stages: forward passes per optimizer step over all processes, a multiple of their number; each of one bucket."""
@@ -133,6 +143,12 @@ class DenoiserTrainConfig(Config):
     """With stages: consecutive processes that share each clip, for clips too long for one."""
     balance: Literal["measured", "flops"] = "measured"
     """With stages: what a sample of a bucket costs. `measured`: timed at the start of the run and kept in its folder; `flops`: counted."""
+    text_tuning: OptimizerConfig | None = None
+    """Of a base: train the text encoder along, with this optimizer (a rate well below the denoiser's, such as lr: 1e-5); it is saved
+    inside the generator. None keeps it as it is."""
+    cache_prompts: bool = False
+    """Keep embeddings of captions in the cache folder (`REELHF_CACHE`), for every run with this text encoder. A run with `stages` has
+    them with its encoded clips already."""
     lora: LoraSettings | None = None
     """With stages and a generator to start from: train adapters in place of all weights."""
 
@@ -162,8 +178,17 @@ class DenoiserTrainConfig(Config):
     @model_validator(mode="after")
     def _stages_make_sense(self) -> DenoiserTrainConfig:
         check_stages(self.stages)
-        if self.stages and self.stage == "refiner":
-            raise ValueError("stages are of a base; a refiner is trained in one")
+        if self.stage == "base" and any(stage.low_res is not None for stage in self.stages):
+            raise ValueError("low_res of a stage is a refiner's input; this is a base")
+        if self.text_tuning is not None and any(stage.early_stop for stage in self.stages):
+            raise ValueError(
+                "text_tuning goes without early_stop, which brings back the denoiser's best weights only"
+            )
+        if self.text_tuning is not None and (self.stage == "refiner" or self.cache_prompts):
+            raise ValueError(
+                "text_tuning is for a base, whose text encoder a refiner takes over, and goes without cache_prompts, which keeps embeddings of "
+                "weights that stay"
+            )
         if self.lora is not None and not self.stages:
             raise ValueError("lora needs stages: it adapts a generator to what they name")
         if self.sequence_parallel > 1 and not self.stages:
@@ -188,6 +213,8 @@ def train_base(config: DenoiserTrainConfig, clips: Path, vae: Path, text: Path, 
     init_distributed()
     seed_everything(config.seed)
     backbone = new_base(config, VideoVAE.load(vae), TextEncoder.load(text)).to(device())
+    if config.cache_prompts:
+        backbone.text.use_cache(cache_folder() / "prompts", text)
     data = encode_clips(backbone, training_windows(config, clips))
     prompts = data.condition.to(device())
     backbone.denoiser.fit_pooled_text(prompts.embeds, prompts.mask, prompts.token_shots)
@@ -217,14 +244,19 @@ def train_refiner(config: DenoiserTrainConfig, clips: Path, base: Path, out: Pat
     init_distributed()
     seed_everything(config.seed)
     base_generator = load_generator(base).to(device())
+    if config.cache_prompts:
+        base_generator.text.use_cache(cache_folder() / "prompts", base / "text")
     check_sizes(base_generator.spec, base_generator.frame_shape, config.frame_shape)
     backbone = refiner_from_base(base_generator, config.frame_shape, config.sampler)
+    backbone.denoiser.run_as(config.architecture)
     windows = training_windows(config, clips)
     data = encode_clips(backbone, windows)
     low_res = low_res_inputs(
         base_generator, backbone, windows.frames, data.condition, config.low_res, seed=config.seed
     )
-    stage = one_stage(config, backbone, replace(data, low_res_latents=low_res))
+    _, *low_size = base_generator.frame_shape
+    pairs = replace(data, low_res_latents=low_res)
+    stage = one_stage(config, backbone, pairs, (low_size[0], low_size[1]))
     return train_denoiser(config, backbone, [stage], out)
 
 
@@ -256,10 +288,17 @@ class Stage:
     learning_rate: Callable[[int], float] | None = None
     """Of each of its steps; the optimizer's by default."""
     early_stop: EarlyStopConfig | None = None
+    low_size: tuple[int, int] | None = None
+    """Of a refiner: sides of the clips that the sample clips are made from."""
 
 
-def one_stage(config: DenoiserTrainConfig, backbone: DiTGenerator, data: LatentSet) -> Stage:
-    """A run of one size from clips in memory."""
+def one_stage(
+    config: DenoiserTrainConfig,
+    backbone: DiTGenerator,
+    data: LatentSet,
+    low_size: tuple[int, int] | None = None,
+) -> Stage:
+    """A run of one size from clips in memory; `low_size` as in `Stage`."""
     validation, training = data.split(config.num_validation)
     stream = BatchStream(config, training)
     return Stage(
@@ -271,6 +310,7 @@ def one_stage(config: DenoiserTrainConfig, backbone: DiTGenerator, data: LatentS
         identity=(data.captions, len(data)),
         micro_batch_size=stream.split.micro_batch_size,
         accumulation_steps=config.gradient_accumulation_steps,
+        low_size=low_size,
     )
 
 
@@ -285,17 +325,21 @@ def train_denoiser(
     if config.lora is not None:
         add_lora(backbone.denoiser, config.lora, backbone.lora_targets())
     run = RunFolder.open(out, config)
+    engine = EngineConfig(
+        zero_stage=config.zero_stage,
+        bf16=config.bf16,
+        micro_batch_size=first.micro_batch_size,
+        gradient_accumulation_steps=first.accumulation_steps,
+    )
+    tuner = text_tuner(config, backbone, engine)
     loop = TrainLoop(
         run,
         config.model_copy(update={"num_steps": config.total_steps}),
         backbone.denoiser,
-        EngineConfig(
-            zero_stage=config.zero_stage,
-            bf16=config.bf16,
-            micro_batch_size=first.micro_batch_size,
-            gradient_accumulation_steps=first.accumulation_steps,
-        ),
+        engine,
         ema_decay=config.ema_decay,
+        others={} if tuner is None else {"text": tuner.engine},
+        averages={} if tuner is None else {"text": tuner.ema},
         identity=run_identity(
             config, *(part for s in stages for part in s.identity), free=FREE_TO_CHANGE
         ),
@@ -315,6 +359,8 @@ def train_denoiser(
         loss_sum = torch.zeros((), device=device())
         seen: list[tuple[Batch, Tensor]] = []
         for batch in stage.stream.micro_batches(local):
+            if tuner is not None:
+                batch = tuner.show(batch)
             noisy = add_noise(batch.clean, batch.noise, batch.sigma)
             velocity = backbone.velocity(
                 loop.engine, noisy, batch.sigma, batch.condition, batch.task
@@ -323,6 +369,8 @@ def train_denoiser(
                 velocity, batch.clean, batch.noise, channel_weights=weights
             )  # [b]
             update = loop.update(loss.mean() * batch.weight)  # the last one moves the weights
+            if tuner is not None:
+                update |= tuner.learn()
             loss_sum += loss.detach().sum()
             seen.append((batch, loss.detach()))
 
@@ -337,12 +385,13 @@ def train_denoiser(
         ends = local + 1 == stage.num_steps
         if ends or loop.is_due(step, config.validate_every):
             metrics["validation/loss"] = mean_validation_loss(
-                backbone, loop.averaged, stage.validation, weights
+                backbone, loop.averaged, evaluated(tuner, stage.validation), weights
             )
             if stage.early_stop is not None:
                 best.observe(step + 1, metrics["validation/loss"], loop.averaged)
         if config.num_samples and (ends or loop.is_due(step, config.sample_every)):
-            save_samples(config, stage.sampled, loop.averaged, stage.validation[0], run, step + 1)
+            sampled = replace(stage, sampled=with_text(tuner, stage.sampled))
+            metrics |= save_samples(config, sampled, loop.averaged, run, step + 1)
         loop.end_step(step, metrics, kept=best.state_dict(), save=best.stop.stopped)
 
     # 3. Keep the averaged weights, after an early stop the best of them.
@@ -353,7 +402,30 @@ def train_denoiser(
         settings = config.lora
         loop.save_model("lora", lambda folder: save_lora(averaged, settings, folder))
         averaged = merged(averaged)
-    return loop.save_model("generator", replace(backbone, denoiser=averaged).save)
+    kept = with_text(tuner, replace(backbone, denoiser=averaged))
+    return loop.save_model("generator", kept.save)
+
+
+def text_tuner(
+    config: DenoiserTrainConfig, backbone: DiTGenerator, engine: EngineConfig
+) -> TextTuner | None:
+    """What trains the text encoder along, if the config asks for it."""
+    if config.text_tuning is None:
+        return None
+    ratio = backbone.spec.temporal_ratio
+    return TextTuner(
+        backbone.text, config.text_tuning, engine, ema_decay=config.ema_decay, ratio=ratio
+    )
+
+
+def evaluated(tuner: TextTuner | None, sets: list[LatentSet]) -> list[LatentSet]:
+    """Clips kept out of training as the text encoder now reads their prompts."""
+    return sets if tuner is None else [tuner.encoded(data) for data in sets]
+
+
+def with_text(tuner: TextTuner | None, backbone: DiTGenerator) -> DiTGenerator:
+    """The generator with the text encoder as it now is."""
+    return backbone if tuner is None else replace(backbone, text=tuner.averaged)
 
 
 def stage_at(stages: Sequence[Stage], step: int) -> tuple[Stage, int]:
@@ -413,7 +485,10 @@ def speed_metrics(
     for batch in batches:
         grid = LatentGrid(*batch.clean.shape[2:])
         flops += len(batch) * model_flops(
-            backbone.denoiser.config, grid, batch.condition.embeds.shape[1]
+            backbone.denoiser.config,
+            grid,
+            batch.condition.embeds.shape[1],
+            adapters_only=config.lora is not None,
         )
     flops /= config.sequence_parallel
     metrics = {"speed/step_seconds": seconds, "speed/flops_per_second": flops / seconds}
@@ -484,16 +559,15 @@ def mean_validation_loss(
 
 
 def save_samples(
-    config: DenoiserTrainConfig,
-    backbone: DiTGenerator,
-    denoiser: DiT,
-    data: LatentSet,
-    run: RunFolder,
-    step: int,
-) -> None:
-    """Clips of the first validation prompts from fixed seeds; a refiner enlarges the first validation clips."""
+    config: DenoiserTrainConfig, stage: Stage, denoiser: DiT, run: RunFolder, step: int
+) -> dict[str, float]:
+    """Clips of the first validation prompts from fixed seeds; a refiner enlarges the first validation clips.
+
+    Returns: of a refiner, on rank 0, how well its clips show those they were made from (`low_res_consistency`, mean in dB).
+    """
     if not is_main():
-        return
+        return {}
+    backbone, data = stage.sampled, stage.validation[0]
     chosen = data.rows(range(min(config.num_samples, len(data))))
     task = None
     if chosen.low_res_latents is not None:
@@ -505,3 +579,9 @@ def save_samples(
         write_video(run.sample_path(step, f"{index:02d}.mp4"), clip, backbone.fps)
     captions = "".join(f"{index:02d}.mp4\t{text}\n" for index, text in enumerate(chosen.captions))
     run.sample_path(step, "captions.tsv").write_text(captions, encoding="utf-8")
+    if task is None or stage.low_size is None:
+        return {}
+    assert task.low_res_latents is not None
+    enlarged = backbone.decode(task.low_res_latents)[0].clamp(0, 1)
+    low_res = downsample_frames(enlarged, *stage.low_size).cpu()
+    return {"samples/low_res_psnr": low_res_consistency(frames, low_res).mean().item()}

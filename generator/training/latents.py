@@ -132,6 +132,10 @@ class Batch:
     task: Task
     names: list[str]
     """What to call each sample in a message."""
+    captions: list[str]
+    """What `condition` was encoded from."""
+    caption_frames: list[int]
+    """Length of the clip that each of them tells of."""
     samples_of_step: int
     """Over all processes and micro-batches."""
     weight: float = 1.0
@@ -189,6 +193,8 @@ class Draws:
         condition: Condition,
         positions: Sequence[int],
         names: list[str],
+        captions: list[str],
+        caption_frames: list[int],
         *,
         as_images: bool,
         samples_of_step: int,
@@ -209,6 +215,8 @@ class Draws:
             condition.dropped(uniforms[:, 1] < self.prompt_dropout),
             Task.given(clean, known & given[:, None], low_res),
             names,
+            captions,
+            caption_frames,
             samples_of_step,
             weight,
         )
@@ -269,6 +277,8 @@ class BatchStream:
             data.condition,
             positions,
             [f"window {row}" for row in rows],
+            data.captions,
+            [self.config.num_frames] * len(rows),
             as_images=as_images,
             samples_of_step=self.config.batch_size,
             low_res=low_res,

@@ -1,4 +1,4 @@
-"""Training in stages from encoded buckets: pictures, then small clips, then larger and longer ones; or from a generator on.
+"""Training in stages from encoded buckets: pictures, then small clips, then larger and longer ones; or from a generator on; or a refiner.
 
 Each stage of `DenoiserTrainConfig.stages` becomes a `generator.training.denoiser.Stage`; the loop is the same as for one size.
 """
@@ -17,10 +17,14 @@ import torch
 from generator.base import Condition
 from generator.checkpoint import DiTGenerator, load_generator
 from generator.data.buckets import Bucket
+from generator.data.low_res import LowResMaker, check_low_res, low_res_key
 from generator.data.manifest import CAPTION_KINDS, read_clips
 from generator.data.packing import RuntimeTable, load_table, samples_per_micro_batch, save_table
 from generator.data.store import LatentStore, Window
+from generator.dit import HOW_LAYERS_RUN
 from generator.plan.flops import LatentGrid, model_flops
+from generator.prompt_cache import encoder_key
+from generator.refiner import check_sizes, low_res_size, refiner_from_base
 from generator.text import TextEncoder
 from generator.training.bucket_stream import BucketStream, image_groups
 from generator.training.denoiser import DenoiserTrainConfig, Stage, new_base, train_denoiser
@@ -38,10 +42,18 @@ FITTED_PROMPTS = 2048
 
 
 def encode_stages(
-    config: DenoiserTrainConfig, clips: Path, vae: Path, text: Path, out: Path
+    config: DenoiserTrainConfig,
+    clips: Path,
+    out: Path,
+    *,
+    vae: Path | None = None,
+    text: Path | None = None,
+    base: Path | None = None,
 ) -> Path:
     """Encode a manifest or folder of clips for every stage of a config; what is there already is not made again.
 
+    Args:
+        vae, text: encoders of a base; or base: the generator that a refiner enlarges clips of, and that makes its inputs.
     Returns: the store. Prints what each bucket holds, and every clip that fits none with the reason.
     """
     from generator.data.encode import encode_set, format_set
@@ -50,6 +62,8 @@ def encode_stages(
         raise UserError("the config has no stages; expected `stages:` with the buckets of each")
     init_distributed()
     listed = read_clips(clips)
+    vae, text = encoders(vae, text, base)
+    small = None if base is None else load_base(base).to(device())
     video_vae, text_encoder = VideoVAE.load(vae).to(device()), TextEncoder.load(text).to(device())
     if is_main():
         open_store(out, vae, text, create=True)
@@ -57,21 +71,42 @@ def encode_stages(
     store = open_store(out, vae, text)
     done: set[str] = set()
     for stage in config.stages:
-        key = content_hash(stage.buckets)
+        low_res = None
+        if config.stage == "refiner":
+            assert small is not None and base is not None
+            how = stage.low_res or config.low_res
+            low_res = LowResMaker(small, how, low_res_key(base, how, config.seed))
+        key = content_hash(stage.buckets, "" if low_res is None else low_res.key)
         if key not in done:
-            windows, skipped = encode_set(store, listed, stage.buckets, video_vae, text_encoder)
+            windows, skipped = encode_set(
+                store, listed, stage.buckets, video_vae, text_encoder, low_res
+            )
             if is_main():
                 print(f"{stage.name}:\n{format_set(stage.buckets, windows, skipped)}\n")
             done.add(key)
     return out
 
 
+def encoders(vae: Path | None, text: Path | None, generator: Path | None) -> tuple[Path, Path]:
+    """Folders of the VAE and the text encoder: as named, or those of a generator."""
+    if generator is not None:
+        return generator / "vae", generator / "text"
+    assert vae is not None and text is not None
+    return vae, text
+
+
+def load_base(folder: Path) -> DiTGenerator:
+    """Raises: UserError if it is no base generator of ours."""
+    base = load_generator(folder)
+    if not isinstance(base, DiTGenerator) or base.role != "base":
+        raise UserError(f"--base {folder} is not a base generator of ours")
+    return base
+
+
 def open_store(folder: Path, vae: Path, text: Path, *, create: bool = False) -> LatentStore:
     """The store of these encoders. Raises: UserError if it is another's, or none."""
-    hashes = {
-        name: content_hash(weight_hashes(path)) for name, path in (("vae", vae), ("text", text))
-    }
-    return LatentStore(folder, **hashes, create=create)
+    of_vae = content_hash(weight_hashes(vae))
+    return LatentStore(folder, vae=of_vae, text=encoder_key(text), create=create)
 
 
 def train_stages(
@@ -81,37 +116,50 @@ def train_stages(
     *,
     vae: Path | None = None,
     text: Path | None = None,
+    base: Path | None = None,
     init: Path | None = None,
 ) -> Path:
-    """Train a base through its stages; resumes from the run folder's last checkpoint, on any number of processes that divides
-    `micro_batches`.
+    """Train a base or a refiner through its stages; resumes from the run folder's last checkpoint, on any number of processes that
+    divides `micro_batches`.
 
     Args:
         data: what `encode_stages` made.
-        vae, text: encoders of a new generator; or init: a generator to go on from.
+        vae, text: encoders of a new base; base: of a new refiner; init: a generator to go on from (a refiner beside its base).
     Returns: the generator folder, `out/generator`; with `lora` the adapters lie beside it in `out/lora`.
     """
     init_distributed()
     seed_everything(config.seed)
     if config.lora is not None and init is None:
         raise UserError("lora adapts a generator: name it with --init")
-    if init is not None:
-        vae, text = init / "vae", init / "text"
-    assert vae is not None and text is not None
+    vae, text = encoders(vae, text, init or base)
     store = open_store(data, vae, text)
     windows = [stage_windows(stage, store) for stage in config.stages]
+    inputs = [
+        low_res_of(config, stage, base, store, own)
+        for stage, own in zip(config.stages, windows, strict=True)
+    ]
     if init is not None:
         backbone = going_on(config, init).to(device())
+    elif base is not None:
+        parent = replace(load_base(base), fps=config.fps)
+        check_sizes(parent.spec, parent.frame_shape, config.frame_shape)
+        backbone = refiner_from_base(parent, config.frame_shape, config.sampler).to(device())
+        backbone.denoiser.run_as(config.architecture)
     else:
         backbone = new_base(config, VideoVAE.load(vae), TextEncoder.load(text)).to(device())
-        captions = sorted({window.captions["caption"] for window in windows[0]})[:FITTED_PROMPTS]
-        prompts = Condition.cat([store.condition(caption) for caption in captions]).to(device())
+        fitted = sorted({(w.captions["caption"], w.num_frames) for w in windows[0]})[
+            :FITTED_PROMPTS
+        ]
+        prompts = store.condition(*zip(*fitted, strict=True), backbone.spec.temporal_ratio)
+        prompts = prompts.to(device())
         backbone.denoiser.fit_pooled_text(prompts.embeds, prompts.mask, prompts.token_shots)
     table = runtime_table(config, backbone, windows, out)
     stages: list[Stage] = []
     position = 0
     for number, (stage, own) in enumerate(zip(config.stages, windows, strict=True)):
-        made = make_stage(config, stage, backbone, store, own, table, number, position)
+        made = make_stage(
+            config, stage, backbone, store, own, table, number, position, inputs[number]
+        )
         assert isinstance(made.stream, BucketStream)
         position += stage.num_steps * config.micro_batches * made.stream.stride
         stages.append(made)
@@ -119,6 +167,22 @@ def train_stages(
         parent = content_hash(weight_hashes(init))
         stages[0] = replace(stages[0], identity=(*stages[0].identity, parent))
     return train_denoiser(config, backbone, stages, out)
+
+
+def low_res_of(
+    config: DenoiserTrainConfig,
+    stage: StageConfig,
+    base: Path | None,
+    store: LatentStore,
+    windows: Sequence[Window],
+) -> str | None:
+    """The key of a refiner's inputs, all of them there; None for a base."""
+    if config.stage == "base":
+        return None
+    assert base is not None
+    key = low_res_key(base, stage.low_res or config.low_res, config.seed)
+    check_low_res(store, windows, key, what=f"stage {stage.name}")
+    return key
 
 
 def stage_windows(stage: StageConfig, store: LatentStore) -> list[Window]:
@@ -153,15 +217,18 @@ def split_windows(
         raise UserError(
             f"{what}: its {len(windows)} windows are all of one file; expected at least 2 files, so that one can validate"
         )
-    budget = min(num_validation, len(windows) // 4)
-    validation: list[Window] = []
-    held: set[str] = set()
-    for source in sorted(by_source, key=lambda source: content_hash("held out", source)):
-        if validation and len(validation) + len(by_source[source]) > budget:
-            continue
-        if not validation or len(validation) < budget:
-            validation += by_source[source]
-            held.add(source)
+    budget = max(1, min(num_validation, len(windows) // 4))
+    order = sorted(by_source, key=lambda source: content_hash("held out", source))
+    held: list[str] = []
+    for source in order:
+        if len(by_source[source]) <= budget:
+            held.append(source)
+            budget -= len(by_source[source])
+    if (
+        not held
+    ):  # every file alone is more than that: the smallest, so that most is left to train on
+        held = [min(order, key=lambda source: len(by_source[source]))]
+    validation = [window for source in held for window in by_source[source]]
     training = [window for window in windows if window.source not in held]
     return validation, training
 
@@ -175,8 +242,9 @@ def make_stage(
     table: RuntimeTable,
     number: int,
     first_position: int,
+    low_res: str | None = None,
 ) -> Stage:
-    """A stage as the loop sees it. What the stage leaves open is as the run has it."""
+    """A stage as the loop sees it. What the stage leaves open is as the run has it. `low_res`: see `low_res_of`."""
     what = f"stage {stage.name}"
     validation, training = split_windows(windows, config.num_validation, what)
     tell_missing_captions(stage, training)
@@ -195,9 +263,12 @@ def make_stage(
         number=number,
         first_position=first_position,
         name=stage.name,
+        ratio=backbone.spec.temporal_ratio,
+        low_res=low_res,
         sharing=config.sequence_parallel,
     )
-    sets = validation_sets(store, validation[: config.num_validation], sizes)
+    ratio = backbone.spec.temporal_ratio
+    sets = validation_sets(store, validation[: config.num_validation], sizes, ratio, low_res)
     frames, height, width = sets[0].latents.shape[2:]
     spec = backbone.spec
     shape = (
@@ -205,6 +276,10 @@ def make_stage(
         height * spec.spatial_ratio,
         width * spec.spatial_ratio,
     )
+    low_size = None
+    if low_res is not None:
+        factor = (stage.low_res or config.low_res).factor
+        low_size = low_res_size(*shape[1:], factor, spec.spatial_ratio)
     return Stage(
         name=stage.name,
         num_steps=stage.num_steps,
@@ -216,7 +291,7 @@ def make_stage(
             fps=stage.buckets.fps,
             sampler=config.sampler_for(shape, sigma),
         ),
-        identity=([[w.key, w.captions] for w in training],),
+        identity=([[w.key, w.captions] for w in training], *([low_res] if low_res else [])),
         micro_batch_size=max(sizes.values()),
         accumulation_steps=config.micro_batches // stream.num_groups,
         learning_rate=partial(
@@ -227,6 +302,7 @@ def make_stage(
             warmup_steps=stage.warmup_steps,
         ),
         early_stop=stage.early_stop,
+        low_size=low_size,
     )
 
 
@@ -236,9 +312,13 @@ def costed_buckets(windows: Sequence[Window]) -> set[Bucket]:
 
 
 def validation_sets(
-    store: LatentStore, windows: Sequence[Window], sizes: dict[Bucket, int]
+    store: LatentStore,
+    windows: Sequence[Window],
+    sizes: dict[Bucket, int],
+    ratio: int,
+    low_res: str | None = None,
 ) -> list[LatentSet]:
-    """In memory, one set per bucket, cut to what a forward pass takes."""
+    """In memory, one set per bucket, cut to what a forward pass takes; `low_res` as in `make_stage`."""
     sets = []
     for bucket in sorted({window.bucket for window in windows}, reverse=True):
         own = [window for window in windows if window.bucket == bucket]
@@ -248,8 +328,11 @@ def validation_sets(
             sets.append(
                 LatentSet(
                     torch.stack([store.latents(window) for window in part]),
-                    Condition.cat([store.condition(caption) for caption in captions]),
+                    store.condition(captions, [bucket.num_frames] * len(captions), ratio),
                     captions,
+                    None
+                    if low_res is None
+                    else torch.stack([store.low_res(w, low_res) for w in part]),
                 )
             )
     return sets
@@ -267,23 +350,24 @@ def tell_missing_captions(stage: StageConfig, windows: Sequence[Window]) -> None
 
 
 def going_on(config: DenoiserTrainConfig, init: Path) -> DiTGenerator:
-    """A base generator to train further, at the config's size and with its sampler.
+    """A generator to train further, at the config's size and with its sampler.
 
-    Raises: UserError if it is no base of ours, or of another architecture than the config names.
+    Raises: UserError if it is none of ours in this role, or of another architecture than the config names.
     """
     parent = load_generator(init)
-    if not isinstance(parent, DiTGenerator) or parent.role != "base":
-        raise UserError(f"--init {init} is not a base generator of ours")
+    if not isinstance(parent, DiTGenerator) or parent.role != config.stage:
+        raise UserError(f"--init {init} is not a {config.stage} generator of ours")
     own = parent.denoiser.config
     different = [
         f"{key} is {getattr(config.architecture, key)} in the config, {getattr(own, key)} there"
-        for key in sorted(config.architecture.model_fields_set - {"checkpointing", "compile"})
+        for key in sorted(config.architecture.model_fields_set - HOW_LAYERS_RUN)
         if getattr(config.architecture, key) != getattr(own, key)
     ]
     if different:
         raise UserError(
             f"--init {init} has another architecture: {'; '.join(different)}; leave architecture out, or train without --init"
         )
+    parent.denoiser.run_as(config.architecture)
     return replace(parent, sampler=config.sampler, frame_shape=config.frame_shape, fps=config.fps)
 
 
@@ -339,6 +423,8 @@ def measure_seconds(
         grid.height * backbone.spec.spatial_ratio,
         grid.width * backbone.spec.spatial_ratio,
     )
+    if backbone.role == "refiner":
+        task = replace(task, low_res_latents=clean)
     fastest = float("inf")
     for attempt in range(repeats + 1):
         started = time.perf_counter()

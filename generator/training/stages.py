@@ -14,6 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from generator.data.buckets import BucketConfig
 from generator.data.manifest import CAPTION_KINDS, CaptionKind
+from generator.refiner import LowResConfig
 from generator.training.latents import SigmaConfig, TaskMixConfig
 from reelhf.config import Config
 
@@ -81,6 +82,8 @@ class StageConfig(Config):
     """Rate at the stage's last step, reached along a half cosine; the rate is constant by default."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the rate rises linearly from 0 at the start of the stage."""
+    low_res: LowResConfig | None = None
+    """Of a refiner: how its input is made, such as from how much smaller a clip."""
     early_stop: EarlyStopConfig | None = None
     """Of the last stage only."""
 

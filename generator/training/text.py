@@ -7,11 +7,19 @@ from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
+from torch import nn
 
 from generator.text import TextEncoder, TextEncoderConfig
 from reelhf.clips import load_clip_folder
 from reelhf.config import Config
-from reelhf.engine import EngineConfig, OptimizerConfig, init_distributed, seed_everything
+from reelhf.engine import (
+    EngineConfig,
+    OptimizerConfig,
+    all_reduce_sum,
+    init_distributed,
+    seed_everything,
+    world_size,
+)
 from reelhf.errors import UserError
 from reelhf.run import RunFolder, seal
 from reelhf.training import (
@@ -72,7 +80,8 @@ def train_text_encoder(config: TextTrainConfig, clips: Path, out: Path) -> Path:
 
     for step in loop.steps("training the text encoder"):
         # 1. Predict each next token of the batch's captions.
-        loss = loop.engine([training[shuffled[p]] for p in split.positions(step)])
+        captions = [training[shuffled[p]] for p in split.positions(step)]
+        loss = loop.engine(captions) * share_of_tokens(loop.engine.module, captions)
         update = loop.update(loss)
 
         # 2. Report, after the last step also on held-out captions; save when due.
@@ -82,6 +91,13 @@ def train_text_encoder(config: TextTrainConfig, clips: Path, out: Path) -> Path:
         loop.end_step(step, metrics)
 
     return loop.save_model("text", lambda folder: seal(loop.averaged.save(folder)))
+
+
+def share_of_tokens(encoder: nn.Module, captions: list[str]) -> float:
+    """This process's tokens over the processes' mean: what its mean loss counts in the mean over all tokens; 1 on one process."""
+    assert isinstance(encoder, TextEncoder)
+    count = encoder.tokenize(captions).own[:, 1:].sum().double()
+    return count.item() * world_size() / all_reduce_sum(count).item()
 
 
 def split_captions(config: TextTrainConfig, clips: Path) -> tuple[list[str], list[str]]:

@@ -95,7 +95,7 @@ class VAETrainConfig(Config):
     ema_decay: float = Field(0.95, ge=0, lt=1)
     """Of the averaged weights, which are what is kept; about 1 - 10 / num_steps."""
     zero_stage: int = Field(0, ge=0, le=3)
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO stage; discriminators, which are small, are split up to stage 2."""
     save_every: PositiveInt = 100
     """Steps between two checkpoints; the last step is always saved."""
     seed: int = 0
@@ -108,8 +108,6 @@ class VAETrainConfig(Config):
             raise ValueError(
                 "perceptual.kind 'discriminator_features' compares what the discriminators see; give adversarial.weight above 0"
             )
-        if self.adversarial.weight and self.zero_stage == 3:
-            raise ValueError("adversarial training runs at zero_stage 0 to 2, not 3")
         return self
 
 
@@ -128,12 +126,14 @@ def train_vae(config: VAETrainConfig, clips: Path, out: Path) -> Path:
     held_out, training = split_windows(config, clips)
     stream = CropStream(config, *map(SizedClips.of, training))
     run = RunFolder.open(out, config)
-    added = AddedTerms(config, stream.split.micro_batch_size)
+    added = AddedTerms(config, stream.split.micro_batch_size, vae.decoder.head)
 
     # 1. The linear shortcuts, in closed form; what is trained is the residual path.
     vae.init_shortcut([frames[:256].float() / 255 for frames in training], seed=config.seed)
     vae.encoder.shortcut.requires_grad_(False)
     vae.decoder.shortcut.requires_grad_(False)
+    if config.num_steps == 0:
+        vae.silence_residual()
     loop = TrainLoop(
         run,
         config,

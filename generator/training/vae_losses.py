@@ -13,6 +13,7 @@ from torch.func import functional_call
 from generator.training.crops import FOREGROUND_DISTANCE
 from generator.vae import Decoder
 from reelhf.config import Config
+from reelhf.engine import all_reduce_sum, world_size
 
 HeadInput = tuple[Tensor, bool]
 """Fine tokens of one chunk, [B, width, T, h, w], and whether the chunk starts the clip."""
@@ -84,7 +85,7 @@ def head_inputs(decoder: Decoder) -> Iterator[list[HeadInput]]:
 def last_layer_norms(
     head: nn.Module, seen: Sequence[HeadInput], cotangents: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Norm of the gradient that each of several losses has in the decoder's last layer.
+    """Norm of the gradient that each of several losses has in the decoder's last layer, over all processes; all of them call it.
 
     The last layer alone is run again on what it saw: neither the rest of the network nor any `.grad` is touched.
 
@@ -109,7 +110,9 @@ def last_layer_norms(
         gradients = torch.autograd.grad(
             output, list(weights.values()), cotangent, retain_graph=True, allow_unused=True
         )
-        norms.append(torch.nn.utils.get_total_norm([g for g in gradients if g is not None]))
+        # `first` and `later` weights: of images only the first, on every process
+        means = [all_reduce_sum(g) / world_size() for g in gradients if g is not None]
+        norms.append(torch.nn.utils.get_total_norm(means))
     return norms
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from annotation.place import Place, write_place
 from annotation.store import Store
 from reelhf.video import write_video
 from tests.annotation.annotation_cases import NUM_PROMPTS, PASSWORD, SMALL, Clock, records
+from tests.postgres_cluster import Cluster
+
+DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
 
 @pytest.fixture
@@ -32,15 +36,56 @@ def clip_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return files
 
 
+@pytest.fixture(params=DATABASES)
+def database(request: pytest.FixtureRequest) -> str:
+    """Which database the test's projects live in; a module that cares for one alone overrides this."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The name of a PostgreSQL database with all tables and no rows, to copy."""
+    folder = tmp_path_factory.mktemp("template")
+    url = postgres.new_database()
+    write_place(folder, Place(database=url))
+    Store.open(folder).close()
+    return url.partition("@/")[2].partition("?")[0]
+
+
+@pytest.fixture
+def project_folder(
+    database: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[[str], Path]]:
+    """Where a project of that name goes: an empty folder that says which database is its own."""
+
+    if database == "sqlite":
+        yield lambda name: tmp_path / name
+        return
+    cluster: Cluster = request.getfixturevalue("postgres")
+    template: str = request.getfixturevalue("migrated")
+    urls = []
+
+    def make(name: str) -> Path:
+        folder = tmp_path / name
+        if not folder.exists():
+            urls.append(cluster.new_database(template))
+            write_place(folder, Place(database=urls[-1]))
+        return folder
+
+    yield make
+    for url in urls:
+        cluster.drop_database(url)
+
+
 @pytest.fixture
 def new_project(
-    tmp_path: Path, clip_files: list[Path], clock: Clock
+    project_folder: Callable[[str], Path], clip_files: list[Path], clock: Clock
 ) -> Iterator[Callable[..., Store]]:
     """Makes a project with `tasks` tasks of 4 clips and annotators `ann0`, `ann1`, ..."""
     opened = []
 
     def make(*, tasks: int = 3, need: int = 1, annotators: int = 2, name: str = "project") -> Store:
-        store = Store.open(tmp_path / name, now=clock)
+        store = Store.open(project_folder(name), now=clock)
         opened.append(store)
         ids = store.add_clips(records(clip_files))
         groups = [ids[4 * i : 4 * i + 4] for i in range(NUM_PROMPTS)]

@@ -15,7 +15,7 @@ from annotation.client import AnnotationClient, SubmissionRefused
 from annotation.config import AnnotateConfig
 from annotation.store import Store
 from reelhf.errors import UserError
-from tests.annotation.annotation_cases import PASSWORD, Clock, plain_verdict
+from tests.annotation.annotation_cases import PASSWORD, plain_verdict
 
 
 @pytest.fixture
@@ -181,14 +181,22 @@ def test_wrong_passwords_are_throttled_also_for_the_right_one_after_them(new_pro
         assert sign_in(PASSWORD, "ann1").status_code == 200, "others are not held up"
 
 
-def test_the_throttle_forgets_after_its_pause():
-    clock = Clock()
-    throttle = LoginThrottle(2, 60.0, clock)
-    throttle.failed("name a")
-    throttle.failed("name a")
-    assert throttle.wait("name a") == pytest.approx(60.0)
-    clock.seconds += 61
+def test_the_throttle_forgets_after_its_pause_and_all_processes_share_it(new_project, clock):
+    store = new_project(tasks=1)
+    throttle, other = LoginThrottle(store, 2, 60.0), LoginThrottle(store, 2, 60.0)
+    throttle.failed("name a", "address b")
+    assert other.wait("name a") == 0.0
+    other.failed("name a", "address b")
+    for each in (throttle, other):
+        assert each.wait("name a", "address b") == pytest.approx(60.0)
+        assert each.wait("name c", "address b") == 0.0, "an address may fail ten times as often"
+    clock.seconds -= 3600
+    assert throttle.wait("name a") == 0.0, "a clock that was set back locks nobody out"
+    clock.seconds += 3661
     assert throttle.wait("name a") == 0.0
+    for _ in range(20):
+        throttle.failed("name d", "address e")
+    assert throttle.wait("name c", "address e") == pytest.approx(60.0)
 
 
 def test_a_session_ends_by_signing_out_and_by_time(new_project, clock):

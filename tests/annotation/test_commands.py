@@ -69,7 +69,7 @@ def test_a_project_can_be_made_step_by_step(source, tmp_path, capsys):
         (["quickstart", "{tmp}/nowhere"], "no folder or manifest at"),
         (["serve", "{tmp}/nowhere"], "no annotation project at"),
         (["export", "{tmp}/nowhere"], "no annotation project at"),
-        (["agreement", "{tmp}"], "is not preference data"),
+        (["agreement", "{tmp}"], "is neither preference data"),
         (["serv"], "serv"),
     ],
 )

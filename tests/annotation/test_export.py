@@ -4,15 +4,17 @@ import random
 from collections import Counter
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from annotation import claims
-from annotation.agreement import agreement_by_dimension, krippendorff_alpha
-from annotation.export import best_worst_pairs, export_preferences, score_pairs, tie_pairs
+from annotation.export import ExportQuery, export_preferences
+from annotation.pairs import best_worst_pairs, score_pairs, tie_pairs
+from annotation.quality.agreement import agreement_by_dimension
 from annotation.records import Choice, Verdict, read_preferences, split_of
 from tests.annotation.annotation_cases import PASSWORD, plain_verdict
+
+ALL_PAIRS = ExportQuery(include_implied=True)
 
 
 @given(st.integers(2, 6), st.data())
@@ -70,7 +72,7 @@ def test_the_export_reads_back_with_every_clip_and_the_counts_of_its_manifest(
 ):
     store = new_project(tasks=3, annotators=1)
     judge(store, "ann0", plain_verdict)
-    data = read_preferences(export_preferences(store, tmp_path / "out"))
+    data = read_preferences(export_preferences(store, tmp_path / "out", ALL_PAIRS))
     assert (len(data.clips), len(data.judgments), len(data.preferences)) == (12, 12, 60)
     assert data.manifest["guideline_version"] == store.guideline.version
     assert "include_implied=True" in data.manifest["source_query"]
@@ -101,7 +103,7 @@ def test_the_export_reads_back_with_every_clip_and_the_counts_of_its_manifest(
 def test_which_clip_is_a_says_nothing_of_which_is_better(new_project, tmp_path):
     store = new_project(tasks=40, annotators=1)
     judge(store, "ann0", plain_verdict)
-    data = read_preferences(export_preferences(store, tmp_path / "out", include_implied=False))
+    data = read_preferences(export_preferences(store, tmp_path / "out"))
     assert len(data.preferences) == 160
     assert {row["kind"] for row in data.preferences} == {"explicit"}
     wins_a = sum(row["preference"] > 0 for row in data.preferences)
@@ -111,7 +113,7 @@ def test_which_clip_is_a_says_nothing_of_which_is_better(new_project, tmp_path):
 def test_vetoed_constrained_and_tied_picks_keep_their_meaning(new_project, tmp_path):
     store = new_project(tasks=1, annotators=1)
     judge(store, "ann0", vetoed_verdict)
-    data = read_preferences(export_preferences(store, tmp_path / "out"))
+    data = read_preferences(export_preferences(store, tmp_path / "out", ALL_PAIRS))
     picks = Counter(
         (j["pick"], j["status"], j["admissible"], j["constrained"]) for j in data.judgments
     )
@@ -156,7 +158,9 @@ def test_simulated_judgments_are_marked_and_can_be_left_out(new_project, tmp_pat
     judge(store, "robot", plain_verdict)
     both = read_preferences(export_preferences(store, tmp_path / "both"))
     assert Counter(j["simulated"] for j in both.judgments) == {True: 8, False: 8}
-    human = read_preferences(export_preferences(store, tmp_path / "human", exclude_simulated=True))
+    human = read_preferences(
+        export_preferences(store, tmp_path / "human", ExportQuery(exclude_simulated=True))
+    )
     assert {j["simulated"] for j in human.judgments} == {False}
     assert "exclude_simulated=True" in human.manifest["source_query"]
 
@@ -182,7 +186,7 @@ def test_a_prompt_lies_in_one_split_whatever_the_round(new_project, tmp_path):
     assert {row["round"] for row in second.preferences} == {0, 1}
     for row in second.preferences:
         assert row["split"] == split_of(row["prompt_id"])
-    only = read_preferences(export_preferences(store, tmp_path / "c", min_round=1))
+    only = read_preferences(export_preferences(store, tmp_path / "c", ExportQuery(min_round=1)))
     assert {row["round"] for row in only.preferences} == {1}
     assert len(first.preferences) < len(second.preferences)
 
@@ -200,10 +204,10 @@ def test_agreement_of_a_pair_counts_the_other_annotators(new_project, tmp_path):
     judge(store, "ann0", by_clip(1, 2))
     judge(store, "ann1", by_clip(1, 2))
     judge(store, "ann2", by_clip(2, 1))
-    data = read_preferences(export_preferences(store, tmp_path / "out", include_implied=False))
+    data = read_preferences(export_preferences(store, tmp_path / "out"))
     assert sorted(row["agreement"] for row in data.preferences) == [0.0] * 4 + [0.5] * 8
-    found = agreement_by_dimension(data.preferences)["motion_quality"]
-    assert found.num_pairs == 1
+    found = agreement_by_dimension(data.judgments)["motion_quality"]
+    assert found.num_units == 5
 
 
 def media_of(store, task):
@@ -220,20 +224,6 @@ def media_of(store, task):
         ).scalar_one()
 
 
-def test_alpha_is_one_for_agreement_zero_for_chance_and_matches_a_worked_example():
-    assert krippendorff_alpha({i: [i % 2, i % 2] for i in range(10)}) == pytest.approx(1.0)
-    rng = random.Random(0)
-    chance = krippendorff_alpha({i: [rng.choice((-1, 1)) for _ in range(3)] for i in range(3000)})
-    assert chance == pytest.approx(0.0, abs=0.04)
-    # Krippendorff (2011), binary data of two observers on ten units: alpha = 0.095
-    a = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0]
-    b = [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
-    worked = krippendorff_alpha(dict(enumerate(zip(a, b, strict=True))))
-    assert worked == pytest.approx(0.095, abs=5e-4)
-    assert krippendorff_alpha({0: [1], 1: [0]}) is None
-    assert krippendorff_alpha({0: [1, 1], 1: [1, 1]}) is None
-
-
 def test_an_answer_with_cannot_judge_yields_no_pair(new_project, tmp_path):
     store = new_project(tasks=1, annotators=1)
 
@@ -244,6 +234,6 @@ def test_an_answer_with_cannot_judge_yields_no_pair(new_project, tmp_path):
         )
 
     judge(store, "ann0", verdict)
-    data = read_preferences(export_preferences(store, tmp_path / "out", include_implied=False))
+    data = read_preferences(export_preferences(store, tmp_path / "out"))
     assert len(data.preferences) == 3
     assert Counter(j["status"] for j in data.judgments) == {"ok": 3, "cannot_judge": 1}

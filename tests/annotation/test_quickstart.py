@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from annotation.export import export_preferences
+from annotation.export import ExportQuery, export_preferences
 from annotation.importers import derive_pick, fetv
 from annotation.quickstart import plan_project, quickstart
 from annotation.records import read_preferences
@@ -81,9 +81,9 @@ def test_more_clips_than_k_become_several_tasks(tmp_path, clip_files):
     assert "one clip is over" in plan.mismatches[-1]
 
 
-@pytest.mark.parametrize("k", [0, 1, 7])
-def test_k_below_2_or_above_6_is_refused(folder, tmp_path, k):
-    with pytest.raises(UserError, match=f"k is {k}; best and worst need 2 to 6 clips"):
+@pytest.mark.parametrize("k", [0, 1, 9])
+def test_k_below_2_or_above_8_is_refused(folder, tmp_path, k):
+    with pytest.raises(UserError, match=f"k is {k}; best and worst need 2 to 8 clips"):
         quickstart(folder, tmp_path / "out", k=k)
 
 
@@ -191,7 +191,9 @@ def test_fetv_ratings_come_out_as_judgments_ties_and_preferences(some_fetv, tmp_
         assert (done.num_tasks, done.num_clips, done.num_judgments) == (4, 16, 4)
         assert fetv(some_fetv, store).num_tasks == 0, "a second import adds nothing"
         assert store.counts()["open_tasks"] == 4, "people still judge every task"
-        data = read_preferences(export_preferences(store, tmp_path / "out"))
+        data = read_preferences(
+            export_preferences(store, tmp_path / "out", ExportQuery(include_implied=True))
+        )
     assert {j["kind"] for j in data.judgments} == {"score"}
     assert not any(j["simulated"] for j in data.judgments)
     score = {}

@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "checkpointed": {"grid": (5, 4, 6), "window": (2, 3), "checkpointing": True},
     # a prompt of two shots beside one of one: frames of either shot on one process, and each process with both
     "shots": {"grid": (5, 4, 4), "window": (2, 2), "starts": [[0, 2], [0, NO_SHOT]]},
+    "packed": {"grid": (5, 3, 4), "attention": "packed", "starts": [[0, 2], [0, NO_SHOT]]},
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

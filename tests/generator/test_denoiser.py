@@ -109,6 +109,7 @@ def test_a_refiner_is_trained_from_its_base(tiny_base, tiny_clips, tmp_path):
     assert (refiner.role, refiner.frame_shape) == ("refiner", (5, 64, 64))
     assert refiner.denoiser.low_res_input.weight.any()
     assert (tmp_path / "refiner/samples/step_000002/00.mp4").is_file()
+    assert 3 < read_metrics(tmp_path / "refiner")[-1]["samples/low_res_psnr"] < 60
     with pytest.raises(UserError, match="expected as many frames and no smaller a picture"):
         train_refiner(config(height=16, width=16), tiny_clips, tiny_base, tmp_path / "small")
 

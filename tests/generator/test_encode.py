@@ -7,10 +7,12 @@ import json
 import pytest
 import torch
 
+from generator.base import NO_SHOT
 from generator.data import encode as encoding
 from generator.data.buckets import frames_at_rate, source_frames
 from generator.data.encode import cut_clip, decode_cuts, encode_set
 from generator.data.manifest import read_clips
+from generator.shots import encode_shots
 from generator.training.progressive import encode_stages, open_store
 from reelhf.cli import main
 from reelhf.errors import UserError
@@ -82,9 +84,33 @@ def test_a_set_holds_what_its_buckets_do_and_says_what_it_leaves_out(store, mani
     with torch.no_grad():
         torch.testing.assert_close(latents, vae.encode(frames[None].float() / 255)[0])
         expected = text.encode([clips[0].captions["caption"]])
-    condition = store.condition(clips[0].captions["caption"])
+    condition = store.condition([clips[0].captions["caption"]], [5], 4)
     torch.testing.assert_close(condition.embeds, expected.embeds[:, : condition.embeds.shape[1]])
     assert condition.mask.all() and condition.mask.sum() == expected.mask.sum()
+
+
+def test_a_caption_of_several_shots_is_encoded_shot_by_shot(store, tmp_path, tiny_parts):
+    """As the generator encodes such a prompt; a clip that it does not fit is left out with the reason."""
+    vae, text = tiny_parts
+    texts = ["[SHOT 1] a red circle [CUT] [SHOT 2] a blue square", "a red circle"]
+    too_long = "[SHOT 1: 9 frames] a red circle [CUT] [SHOT 2] a blue square"
+    for name, frames in (("a", 5), ("b", 5), ("c", 5), ("d", 12)):
+        write_video(tmp_path / f"{name}.mp4", torch.rand(3, frames, 32, 32), 8.0)
+    names = zip("abcd", [*texts, too_long, texts[0]], strict=True)
+    rows = [{"path": f"{name}.mp4", "caption": caption} for name, caption in names]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    windows, skipped = encode_set(
+        store, read_clips(tmp_path / "m.jsonl"), buckets(SMALL), vae, text
+    )
+    assert [window.name for window in windows] == ["a.mp4", "b.mp4"]
+    assert [one.name for one in skipped] == ["c.mp4", "d.mp4"]
+    assert "do not make a clip of 5" in skipped[0].reason
+    assert "cut into 2 windows" in skipped[1].reason
+    found = store.condition(texts, [5, 5], 4)
+    expected = encode_shots(text.encode, texts, 5)
+    assert torch.equal(found.mask, expected.mask)
+    assert found.shot_starts.tolist() == [[0, 1], [0, NO_SHOT]]
+    torch.testing.assert_close(found.embeds, expected.embeds)
 
 
 def test_nothing_is_encoded_twice(store, manifest, tiny_parts, monkeypatch):
@@ -98,7 +124,7 @@ def test_nothing_is_encoded_twice(store, manifest, tiny_parts, monkeypatch):
     made = []
     flush = encoding._flush
     monkeypatch.setattr(
-        encoding, "_flush", lambda s, v, ready: (made.extend(ready), flush(s, v, ready))
+        encoding, "_flush", lambda s, v, ready, low: (made.extend(ready), flush(s, v, ready, low))
     )
     again, _ = encode_set(store, clips, buckets(SMALL), *tiny_parts)
     assert again == windows
@@ -171,7 +197,7 @@ def test_the_command_encodes_every_stage_and_says_what_lies_where(
     assert "3 clips fit no bucket:" in said
     assert "22 windows of 13 clips: 22 with caption" in said
     assert "next: reelhf generator train" in said
-    assert encode_stages(staged(), manifest, vae, text, out) == out
+    assert encode_stages(staged(), manifest, out, vae=vae, text=text) == out
 
 
 @pytest.mark.realdata

@@ -43,7 +43,8 @@ SFT = {
 @pytest.fixture(scope="module")
 def data(tiny_folders, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("staged")
-    return encode_stages(staged(), write_manifest(root), *tiny_folders, root / "latents")
+    vae, text = tiny_folders
+    return encode_stages(staged(), write_manifest(root), root / "latents", vae=vae, text=text)
 
 
 @pytest.fixture(scope="module")

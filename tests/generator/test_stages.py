@@ -16,7 +16,6 @@ from generator.training.bucket_stream import BucketEpochs, BucketStream, images_
 from generator.training.latents import Draws, SigmaConfig, TaskMixConfig
 from generator.training.progressive import split_windows
 from generator.training.stages import CaptionMixConfig, EarlyStop, EarlyStopConfig, learning_rate
-from reelhf.cli import main
 from reelhf.errors import UserError
 from tests.generator.staged_parts import STAGED, staged
 
@@ -175,15 +174,11 @@ def test_whole_files_validate_and_one_file_is_too_few():
     kept_out = {w.source for w in validation} & {w.source for w in split_windows(more, 8, "x")[0]}
     assert kept_out  # the order of hashes is stable when clips are added
     assert len(split_windows(windows, 1, "x")[0]) == 4  # one whole file at least
+    long_one = [window(100 + i, SMALL, source="long") for i in range(60)]
+    kept_out, training = split_windows([*windows[:8], *long_one], 32, "x")
+    assert len(kept_out) == 8  # the two short files; the long one, first in line or not, stays
     with pytest.raises(UserError, match="stage x: its 4 windows are all of one file"):
         split_windows(windows[:4], 8, "stage x")
-
-
-def test_a_plan_of_stages_asks_for_one_size(capsys):
-    with pytest.raises(SystemExit):
-        main(["plan", "configs/generator/stages_toy.yaml"])
-    assert "has stages; a plan is of one size" in capsys.readouterr().err
-    main(["plan", "configs/generator/stages_toy.yaml", "stages=[]", "--device", "cpu"])
 
 
 def test_processes_that_share_clips_compute_the_same_micro_batches(monkeypatch):
@@ -209,8 +204,10 @@ def test_configs_that_make_no_sense_are_refused():
         staged(stages=[stages[0], stages[0]])
     with pytest.raises(ValueError, match="only the last may stop early"):
         staged(stages=[{**stages[0], "early_stop": {}}, stages[1]])
-    with pytest.raises(ValueError, match="stages are of a base"):
-        staged(stage="refiner")
+    with pytest.raises(ValueError, match="low_res of a stage is a refiner's"):
+        staged(stages=[{**stages[0], "low_res": {}}])
+    with pytest.raises(ValueError, match="text_tuning goes without early_stop"):
+        staged(stages=[{**stages[0], "early_stop": {}}], text_tuning={"lr": 1e-5})
     with pytest.raises(ValueError, match="lora needs stages"):
         staged(stages=[], lora={"rank": 2})
     with pytest.raises(ValueError, match="sequence_parallel needs stages"):

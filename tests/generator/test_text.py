@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from generator.prompt_cache import encoder_key
 from generator.text import TextEncoder, TextEncoderConfig, train_tokenizer
 from reelhf.errors import UserError
 
@@ -119,6 +120,117 @@ def test_bad_input_is_named(encoder, tmp_path):
         TextEncoder(
             TINY.model_copy(update={"hidden_layer": 7}), encoder.language_model, encoder.tokenizer
         )
+
+
+TEMPLATE = "<|begin|>Describe the video with its motion:\n{}\nAnswer:"
+
+
+@pytest.fixture(scope="module")
+def templated(encoder) -> TextEncoder:
+    config = TINY.model_copy(update={"template": TEMPLATE, "hidden_layer": 2})
+    return TextEncoder(config, encoder.language_model, encoder.tokenizer).eval()
+
+
+def test_what_stands_before_the_prompt_is_read_and_then_dropped(encoder, templated):
+    """Rows of several lengths are, from their first own token on, the hidden states of the whole text."""
+    condition = templated.encode(CAPTIONS)
+    before, after = TEMPLATE.split("{}")
+    whole = TextEncoder(
+        TINY.model_copy(update={"hidden_layer": 2}), encoder.language_model, encoder.tokenizer
+    )
+    for row, caption in enumerate(CAPTIONS):
+        text = f"{before}{caption}{after}"
+        dropped = len(encoder.tokenizer(before)["input_ids"]) - 1  # without the mark of the end
+        expected = whole.encode([text]).embeds[0, dropped:]
+        own = condition.embeds[row][condition.mask[row]]
+        assert len(own) == len(expected) > 5
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+        assert condition.mask[row].int().diff().max() <= 0  # to the front
+    plain = whole.encode(CAPTIONS[:1]).embeds[0]
+    assert (condition.embeds[0, :5] - plain[1:6]).abs().max() > 1e-2  # the instruction was read
+
+
+def test_an_empty_prompt_in_a_template_is_the_unconditional_one(templated):
+    condition = templated.encode(["", CAPTIONS[0]])
+    assert not condition.mask[0].any() and (condition.embeds[0] == 0).all()
+    assert condition.mask[1].any()
+    assert templated.encode([""]).embeds.shape[:2] == (1, 1)
+
+
+def test_a_template_costs_a_long_prompt_none_of_its_tokens(encoder):
+    config = TINY.model_copy(update={"max_tokens": 8, "template": TEMPLATE})
+    short = TextEncoder(config, encoder.language_model, encoder.tokenizer)
+    before = len(encoder.tokenizer(TEMPLATE.split("{}")[0])["input_ids"])
+    tokens = short.tokenize([CAPTIONS[0] * 5])
+    assert tokens.mask.sum() == 8 + before
+    assert 8 <= tokens.own.sum() <= 9
+
+
+def test_a_template_travels_and_is_trained_in(templated, tmp_path):
+    loaded = TextEncoder.load(templated.save(tmp_path / "text"))
+    assert loaded.config.template == TEMPLATE
+    assert torch.equal(loaded.encode(CAPTIONS).embeds, templated.encode(CAPTIONS).embeds)
+    loss = templated.caption_loss(CAPTIONS[:1])
+    tokens = templated.tokenize(CAPTIONS[:1])
+    logits = templated.language_model(input_ids=tokens.ids).logits[0, :-1].log_softmax(-1)
+    each = -logits.gather(1, tokens.ids[0, 1:, None])[:, 0]
+    torch.testing.assert_close(
+        loss, each[tokens.own[0, 1:]].mean()
+    )  # the instruction is not learned
+    with pytest.raises(ValueError, match="a template with 0 places"):
+        TextEncoderConfig(template="no place for it")
+
+
+def test_embeddings_are_kept_on_disk_by_encoder_and_text(encoder, tmp_path, monkeypatch):
+    folder = encoder.save(tmp_path / "text")
+    expected = encoder.encode(CAPTIONS)
+    cached = TextEncoder.load(folder).use_cache(tmp_path / "cache", folder)
+    first = cached.encode(["", *CAPTIONS[:2]])
+    torch.testing.assert_close(first.embeds[1, :5], expected.embeds[0, :5], rtol=1e-4, atol=1e-5)
+    assert torch.equal(
+        first.mask[1:, : expected.mask[:2].sum(1).max()],
+        expected.mask[:2, : expected.mask[:2].sum(1).max()],
+    )
+    assert not first.mask[0].any()
+
+    encoded = []
+    embed = TextEncoder.embed
+    monkeypatch.setattr(
+        TextEncoder, "embed", lambda self, prompts: encoded.extend(prompts) or embed(self, prompts)
+    )
+    again = TextEncoder.load(folder).use_cache(tmp_path / "cache", folder)
+    assert torch.equal(again.encode(["", *CAPTIONS[:2]]).embeds, first.embeds)
+    assert encoded == []
+    again.cache.file(CAPTIONS[0]).write_bytes(b"cut short")
+    assert torch.equal(again.encode(["", *CAPTIONS[:3]]).mask[:3, :5], first.mask[:, :5])
+    assert encoded == sorted([CAPTIONS[0], CAPTIONS[2]])
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+    # another layer or template of the same weights is another encoder
+    for change in ({"hidden_layer": 2}, {"template": TEMPLATE}):
+        other = TextEncoder(
+            encoder.config.model_copy(update=change), encoder.language_model, encoder.tokenizer
+        )
+        assert encoder_key(other.save(tmp_path / "other")) != encoder_key(folder)
+
+
+def test_processes_may_share_the_kept_embeddings(encoder, tmp_path):
+    """Two write, read and delete the same prompts at once."""
+    folder = encoder.save(tmp_path / "text")
+    code = (
+        "import sys; from pathlib import Path; from generator.text import TextEncoder\n"
+        "text = TextEncoder.load(sys.argv[1]).use_cache(Path(sys.argv[2]), Path(sys.argv[1]))\n"
+        "for _ in range(5):\n"
+        "    [file.unlink(missing_ok=True) for file in Path(sys.argv[2]).rglob('*.safetensors')]\n"
+        "    assert text.encode([f'a red circle {n}' for n in range(20)]).mask.any(1).all()\n"
+    )
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "cache")]
+    root = Path(__file__).parents[2]
+    running = [subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE) for _ in range(2)]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
 
 
 def test_saving_and_loading_say_nothing_in_the_middle_of_our_own_progress(tmp_path):

@@ -281,7 +281,6 @@ def test_images_are_mixed_in_by_step_and_everything_else_stays():
     [
         ({"perceptual": {"weight": 1.0}}, "give adversarial.weight above 0"),
         ({"perceptual": {"weight": 1.0, "kind": "lpips"}}, "needs both files, features and linear"),
-        ({"adversarial": {"weight": 1.0}, "zero_stage": 3}, "zero_stage 0 to 2, not 3"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(update, words):

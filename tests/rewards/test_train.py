@@ -22,7 +22,8 @@ from rewards import load_reward, train
 from rewards.calibration import fit_temperature, spread
 from rewards.data import Clip, RewardTask, Vote, group_by_shape, load_tasks
 from rewards.degrade import DEGRADATIONS, degrade
-from rewards.evaluate import chi_square_uniform, evaluate_rewards, format_report
+from rewards.evaluation.held_out import evaluate_rewards, format_report
+from rewards.evaluation.slots import chi_square_uniform, slot_test
 from rewards.motion import MotionReward, PromptAim, TemporalProbe
 from rewards.pretrain import PRETRAIN, build_models, pretrain_backbones
 from rewards.pretraining.motion import MOST_OCTAVES, WRONG_MOTION, WRONG_SPEED, worse_motion
@@ -267,8 +268,6 @@ def test_the_slot_test_gives_known_p_values() -> None:
 
 
 def test_the_slots_of_an_export_are_counted(preferences: Path) -> None:
-    from rewards.evaluate import slot_test
-
     slots = slot_test(read_preferences(preferences))
     assert {k: sum(row["counts"]) for k, row in slots.items()} == {"3": 20, "4": 20}
     assert all(row["p"] > 0.01 for row in slots.values())

@@ -11,7 +11,7 @@ import torch
 
 from annotation.api.app import create_app
 from annotation.api.server import running_server
-from annotation.export import export_preferences
+from annotation.export import ExportQuery, export_preferences
 from annotation.records import ClipRecord, ClipView, TaskView, read_preferences
 from annotation.rules import check_choices, clashes
 from annotation.store import Store
@@ -220,7 +220,7 @@ def judged(tmp_path_factory):
         with running_server(create_app(store, page=False)) as url:
             counts = run_annotators(url, logins, panel, gold=measure)
             again = run_annotators(url, logins, panel, gold=measure)
-        export_preferences(store, folder / "preferences")
+        export_preferences(store, folder / "preferences", ExportQuery(include_implied=True))
     return counts, again, read_preferences(folder / "preferences")
 
 

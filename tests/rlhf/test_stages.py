@@ -119,7 +119,7 @@ def test_the_run_folder_links_to_what_it_used(runner, tmp_path):
 
 
 def test_source_follows_imports_but_not_the_whole_package():
-    assert "rlhf.charts" in _imports("rlhf.report")
+    assert "reelhf.charts" in _imports("rlhf.report")
     assert "generator.checkpoint" in _imports("rlhf.candidates")
     reached = source_digest("generator.toyworld")
     assert reached != source_digest("rlhf.report")

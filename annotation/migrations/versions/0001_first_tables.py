@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from annotation.migrations.append_only import allow_changes, forbid_changes
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -259,18 +261,11 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("judgment_id", "dimension", name=op.f("pk_choice")),
     )
-    for table in APPEND_ONLY:
-        for verb in ("UPDATE", "DELETE"):
-            op.execute(
-                f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-                f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-            )
+    forbid_changes(APPEND_ONLY)
 
 
 def downgrade() -> None:
-    for table in APPEND_ONLY:
-        for verb in ("update", "delete"):
-            op.execute(f"DROP TRIGGER {table}_no_{verb}")
+    allow_changes(APPEND_ONLY)
     op.drop_table("choice")
     with op.batch_alter_table("skip", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_skip_task_id_account_id"))

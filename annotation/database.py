@@ -1,0 +1,275 @@
+"""The two databases a project can live in, SQLite and PostgreSQL: engines, transactions, migrations, copies.
+
+SQLite: WAL with synchronous=FULL and every write in a BEGIN IMMEDIATE transaction. PostgreSQL: READ COMMITTED writes that lock the
+rows they decide on. On both, reads have an engine of their own that cannot write, so a dashboard never holds a write lock.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.pool import NullPool
+
+from reelhf.errors import UserError
+
+BUSY_SECONDS = 30.0
+MIGRATION_LOCK = 0x7265656C  # PostgreSQL's advisory locks are numbers
+POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
+SQLITE_POOL = {"pool_size": 8, "max_overflow": 16}
+POSTGRES_POOL = {"pool_size": 8, "max_overflow": 4}  # twice per process; a server allows 100 in all
+
+
+class Busy(Exception):
+    """The write lock was not free in time; nothing was stored."""
+
+
+@dataclass(frozen=True)
+class Database:
+    """One engine to write with and one to read with."""
+
+    engine: Engine
+    read_engine: Engine
+    name: str
+    """What messages call it: a file, or an address without its password."""
+    busy_seconds: float
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One write transaction; commits at the end, rolls back on any error. Raises Busy if SQLite's one writer stays away."""
+        if not self.is_sqlite:
+            with self.engine.begin() as connection:
+                yield connection
+            return
+        if not self._lock.acquire(timeout=self.busy_seconds):  # cheaper than SQLite's busy sleep
+            raise Busy(f"{self.name} was busy for {self.busy_seconds:.0f} s")
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent read."""
+        with self.read_engine.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self.engine.dispose()
+        self.read_engine.dispose()
+
+    def copy_to(self, path: Path) -> None:
+        """Writes a consistent copy while the database is in use: a SQLite file, or what `pg_dump` makes for `pg_restore`."""
+        if self.is_sqlite:
+            _vacuum_into(self.engine, path)
+        else:
+            _dump(self.engine.url, path)
+
+    def upgrade(self, *, copy_beside: Path) -> None:
+        """Brings the tables to the newest revision, after a copy of a database that is behind.
+
+        Args:
+            copy_beside: the copy is called this plus `.before-<revision>`.
+        Raises: UserError if a newer version made the database, or the copy cannot be written.
+        """
+        from alembic import command
+        from alembic.config import Config
+        from alembic.script import ScriptDirectory
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        script = ScriptDirectory.from_config(config)
+        head = script.get_current_head()
+        known = {revision.revision for revision in script.walk_revisions()}
+        if (current := self._revision()) == head:
+            return
+        if current is not None:
+            if current not in known:
+                raise UserError(
+                    f"{self.name} was made by a newer version (revision {current}; this one knows {head})"
+                )
+            copy = copy_beside.with_name(f"{copy_beside.name}.before-{head}")
+            copy.unlink(missing_ok=True)
+            self.copy_to(copy)
+        with self._migrating() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def _revision(self) -> str | None:
+        from alembic.migration import MigrationContext
+
+        with self.engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
+    @contextmanager
+    def _migrating(self) -> Iterator[Connection]:
+        """A transaction that no other migration shares; SQLite's foreign keys are checked at its end, so tables can be remade."""
+        if not self.is_sqlite:
+            with self.engine.begin() as connection:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+                yield connection
+            return
+        engine = sqlite_engine(
+            Path(str(self.engine.url.database)),
+            begin="BEGIN IMMEDIATE",
+            busy_seconds=self.busy_seconds,
+            foreign_keys=False,
+            poolclass=NullPool,
+        )
+        with engine.begin() as connection:
+            yield connection
+            broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+            if broken:
+                raise RuntimeError(f"the migration left rows without their parent: {broken[:3]}")
+
+
+def open_sqlite(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> Database:
+    """A SQLite file, made on first use."""
+
+    def engine(begin: str) -> Engine:
+        return sqlite_engine(path, begin=begin, busy_seconds=busy_seconds, **SQLITE_POOL)
+
+    return Database(engine("BEGIN IMMEDIATE"), engine("BEGIN"), str(path), busy_seconds)
+
+
+def open_postgres(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Database:
+    """A PostgreSQL database that exists. What the URL leaves out comes from libpq: PGPASSWORD, ~/.pgpass.
+
+    Raises: UserError if psycopg is not installed, the URL is not understood or the server cannot be reached.
+    """
+    parsed = parse_postgres_url(url)
+    try:
+        import psycopg  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "a PostgreSQL project needs psycopg: pip install 'reelhf[postgres]'"
+        ) from error
+    milliseconds = int(busy_seconds * 1000)
+    limits = f"-c lock_timeout={milliseconds} -c statement_timeout={2 * milliseconds}"
+
+    def engine(options: str, **extra: Any) -> Engine:
+        return sa.create_engine(
+            parsed,
+            hide_parameters=True,  # an error that is logged must not repeat what people wrote
+            connect_args={"connect_timeout": 5, "options": options},
+            pool_timeout=busy_seconds,
+            pool_recycle=1800,
+            **POSTGRES_POOL,
+            **extra,
+        )
+
+    database = Database(
+        engine(limits),
+        # A report may take long; it holds no lock that a writer needs.
+        engine("-c default_transaction_read_only=on", isolation_level="REPEATABLE READ"),
+        parsed.render_as_string(hide_password=True),
+        busy_seconds,
+    )
+    try:
+        with database.engine.connect():
+            pass
+    except sa.exc.OperationalError as error:
+        database.close()
+        reason = str(error.orig).strip().splitlines()[-1]
+        raise UserError(f"cannot reach the database {database.name}: {reason}") from error
+    return database
+
+
+def parse_postgres_url(url: str) -> sa.URL:
+    """`postgresql://user@host/name` for psycopg. Raises UserError if it is something else."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        parsed = None
+    if parsed is None or parsed.drivername not in POSTGRES_SCHEMES or not parsed.database:
+        scheme = url.partition(":")[0]
+        raise UserError(
+            f"the database is a {scheme!r} address; expected postgresql://user@host/name, or none for SQLite"
+        )
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def sqlite_engine(
+    path: Path, *, begin: str, busy_seconds: float, foreign_keys: bool = True, **pool: Any
+) -> Engine:
+    """An engine whose transactions open with `begin`; the driver would choose its own."""
+    engine = sa.create_engine(
+        f"sqlite:///{path}",
+        hide_parameters=True,  # an error that is logged must not repeat what people wrote
+        connect_args={"check_same_thread": False, "timeout": busy_seconds},
+        **pool,
+    )
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: object) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in (
+            f"busy_timeout={int(busy_seconds * 1000)}",
+            "journal_mode=WAL",
+            "synchronous=FULL",  # a judgment that was confirmed survives a power cut
+            f"foreign_keys={'ON' if foreign_keys else 'OFF'}",
+            "recursive_triggers=ON",  # so that INSERT OR REPLACE meets the append-only triggers
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine
+
+
+def _vacuum_into(engine: Engine, path: Path) -> None:
+    raw = engine.raw_connection()
+    try:
+        cursor = raw.cursor()
+        cursor.execute("VACUUM INTO ?", (str(path),))
+        cursor.close()
+    finally:
+        raw.close()
+
+
+def _dump(url: sa.URL, path: Path) -> None:
+    program = postgres_program("pg_dump")
+    if program is None:
+        raise UserError(
+            "copying a PostgreSQL database needs pg_dump: apt-get install postgresql-client"
+        )
+    environment = dict(os.environ)
+    if url.password:  # never on the command line, where every user of the machine could read it
+        environment["PGPASSWORD"] = str(url.password)
+    address = url.set(drivername="postgresql", password=None).render_as_string()
+    done = subprocess.run(
+        [program, "--format=custom", f"--file={path}", f"--dbname={address}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        path.unlink(missing_ok=True)
+        raise UserError(
+            f"pg_dump could not copy the database: {done.stderr.strip().splitlines()[-1]}"
+        )
+
+
+def postgres_program(name: str) -> str | None:
+    """The newest `name` of PostgreSQL's programs; Debian keeps them beside the path."""
+    places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(places[-1]) if places else shutil.which(name)

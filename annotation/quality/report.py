@@ -1,0 +1,218 @@
+"""The figures of a project put together: plain data for the command line, JSON files and the dashboard."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from annotation.place import is_project
+from annotation.quality import agreement, annotators, leaderboard, raters
+from annotation.quality.agreement import Share
+from annotation.quality.votes import Row, Vote, free_picks, votes_of
+from reelhf.errors import UserError
+
+OVERALL_KIND = "gsb"
+"""Judgments of this kind are overall verdicts on two clips; the others judge one dimension."""
+GROUPS = ("model", "stage", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What there is to look at: rows of the two tables of the preference data."""
+
+    judgments: Sequence[Row]
+    clips: Sequence[Row]
+    gold: annotators.GoldAnswers
+
+
+def load_judged(path: Path | str, *, gold: Path | None = None) -> Judged:
+    """Reads a project folder or an export.
+
+    Args:
+        gold: JSONL of the known answers: task_id, dimension, best and worst (sha256).
+    Raises: UserError if it is neither, or holds no judgments.
+    """
+    path = Path(path)
+    if (path / "manifest.json").exists() or not path.exists():
+        from annotation.records import read_preferences
+
+        data = read_preferences(path, tables=["clips", "judgments"])
+        judged = Judged(data.judgments, data.clips, _gold(gold))
+    elif is_project(path):
+        from annotation.exams import gold_pairs
+        from annotation.export import judgment_table
+        from annotation.store import Store
+
+        with Store.open(path, create=False) as store:
+            judgments, clips = judgment_table(store)
+            known = gold_pairs(store)
+        judged = Judged(judgments, clips, {**known, **_gold(gold)})
+    else:
+        raise UserError(
+            f"{path} is neither preference data (no manifest.json) nor a project (no annotation.db)"
+        )
+    if not judged.judgments:
+        raise UserError(f"{path} holds no judgments")
+    return judged
+
+
+def _gold(path: Path | None) -> annotators.GoldAnswers:
+    if path is None:
+        return {}
+    from annotation.quickstart import jsonl_rows
+
+    found = {}
+    for number, row in jsonl_rows(path):
+        absent = [name for name in ("task_id", "dimension", "best", "worst") if not row.get(name)]
+        if absent:
+            raise UserError(f"{path} line {number} has no {', '.join(absent)}")
+        found[row["task_id"], row["dimension"]] = (row["best"], row["worst"])
+    return found
+
+
+def agreement_report(judged: Judged, *, num_bootstrap: int = agreement.NUM_BOOTSTRAP) -> Any:
+    """Per dimension: alpha of the order labels and of the scores, and how often two people name the same best clip."""
+    orders = agreement.agreement_by_dimension(judged.judgments, num_bootstrap=num_bootstrap)
+    ratings = agreement.rating_agreement(judged.judgments, num_bootstrap=num_bootstrap)
+    bests = agreement.best_pick_agreement(judged.judgments)
+    return {
+        "orders": {name: asdict(found) for name, found in orders.items()},
+        "ratings": {name: asdict(found) for name, found in ratings.items() if found.num_units},
+        "best_pick": {
+            name: {**_share(found), "chance": chance} for name, (found, chance) in bests.items()
+        },
+    }
+
+
+def quality_report(judged: Judged) -> Any:
+    """Per annotator: how many, how fast, how consistent, how skilled; and position bias and vetoes of the page."""
+    votes = votes_of(judged.judgments)
+    seconds_of = annotators.play_seconds(judged.clips)
+    fast = annotators.too_fast(judged.judgments, seconds_of)
+    gold = annotators.gold_accuracy(judged.judgments, judged.gold)
+    retest = agreement.retest_agreement(judged.judgments)
+    others = agreement.agreement_with_others(votes)
+    models = {score.annotator: score for score in raters.rate_annotators(votes)}
+    people = []
+    for name, rows in sorted(_by_annotator(judged.judgments).items()):
+        seconds = list({row["task_id"]: row["seconds"] for row in rows if row["seconds"]}.values())
+        model = models.get(name)
+        people.append(
+            {
+                "annotator": name,
+                "simulated": rows[0]["simulated"],
+                "tasks": len({row["task_id"] for row in rows}),
+                "median_seconds": statistics.median(seconds) if seconds else None,
+                "too_fast": _share(fast.get(name)),
+                "gold": _share(gold.get(name)),
+                "retest": _share(retest.get(name)),
+                "agrees_with_others": _share(others.get(name)),
+                "skill": model and model.skill,
+                "ability": model and model.ability,
+                "ties": sum(row["tie"] for row in free_picks(rows)),
+                "cannot_judge": sum(row["status"] == "cannot_judge" for row in rows),
+            }
+        )
+    return {
+        "annotators": people,
+        "position_bias": {
+            num_clips: asdict(bias)
+            for num_clips, bias in annotators.position_bias(judged.judgments).items()
+        },
+        "vetoes": [
+            {"dimension": d, "other": e, **_share(share)}
+            for (d, e), share in annotators.veto_rates(judged.judgments).items()
+        ],
+        "statuses": dict(Counter(row["status"] for row in judged.judgments)),
+    }
+
+
+def leaderboard_report(
+    judged: Judged,
+    *,
+    by: str = "model",
+    dimension: str | None = None,
+    num_bootstrap: int = leaderboard.NUM_BOOTSTRAP,
+) -> Any:
+    """Ratings, GSB and opinion scores of the models (or stages, or checkpoints) and what each dimension weighs.
+
+    Args:
+        by: the column of the clips that names a competitor.
+        dimension: votes of this one; all by default.
+    """
+    if by not in GROUPS:
+        raise UserError(f"a leaderboard is by {', '.join(GROUPS)}; got {by!r}")
+    known = sorted({row["dimension"] for row in judged.judgments})
+    if dimension is not None and dimension not in known:
+        raise UserError(f"no judgment is of dimension {dimension!r}; there are {', '.join(known)}")
+    rows = [row for row in judged.judgments if dimension in (None, row["dimension"])]
+    model_of = {clip["sha256"]: str(clip[by] or "unknown") for clip in judged.clips}
+    votes = votes_of(rows)
+    ranks = leaderboard.leaderboard(votes, model_of, num_bootstrap=num_bootstrap)
+    return {
+        "by": by,
+        "dimension": dimension,
+        "ratings": [asdict(rank) for rank in ranks],
+        "gsb": [
+            {**asdict(found), "score": found.score}
+            for found in leaderboard.gsb(votes, model_of, num_bootstrap=num_bootstrap)
+        ],
+        "opinion_scores": [
+            asdict(score)
+            for score in leaderboard.opinion_scores(rows, model_of, num_bootstrap=num_bootstrap)
+        ],
+        "dimension_weights": [asdict(weight) for weight in _dimension_weights(judged)],
+    }
+
+
+def _dimension_weights(judged: Judged) -> list[leaderboard.DimensionWeight]:
+    """From overall (GSB) verdicts on clips that were scored, or judged best and worst, per dimension; empty without both."""
+    overall = votes_of([row for row in judged.judgments if row["kind"] == OVERALL_KIND])
+    detail = [row for row in judged.judgments if row["kind"] != OVERALL_KIND]
+    sums: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for row in detail:
+        for clip, score in zip(row["candidates"], row["scores"] or (), strict=False):
+            sums[clip, row["dimension"]].append(score)
+    scores = {key: statistics.fmean(values) for key, values in sums.items()}
+    scores = scores or leaderboard.best_worst_scores(detail)
+    dimensions = sorted({name for _, name in scores})
+    usable = [vote for vote in overall if vote.label and _scored(vote, dimensions, scores)]
+    if not usable:
+        return []
+    deltas = [
+        [scores[vote.clip_a, name] - scores[vote.clip_b, name] for name in dimensions]
+        for vote in usable
+    ]
+    return leaderboard.dimension_weights(
+        dimensions, deltas, [vote.label > 0 for vote in usable], [vote.prompt_id for vote in usable]
+    )
+
+
+def _scored(vote: Vote, dimensions: Sequence[str], scores: dict[tuple[str, str], float]) -> bool:
+    return all((clip, name) in scores for clip in (vote.clip_a, vote.clip_b) for name in dimensions)
+
+
+def _by_annotator(judgments: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in judgments:
+        found[row["annotator"]].append(row)
+    return found
+
+
+def _share(share: Share | None) -> dict[str, Any]:
+    share = share or agreement.wilson(0, 0)
+    return {"share": share.share, "low": share.low, "high": share.high, "of": share.number}
+
+
+def write_json(report: Any, path: Path) -> None:
+    """Raises UserError if the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
