@@ -13,7 +13,10 @@ from torch import Tensor
 from annotation.records import DIMENSIONS, PreferenceData, read_preferences
 from reelhf.errors import UserError, did_you_mean
 
-SUB_SCORES = ("motion_artefacts", "motion_amplitude", "motion_vividness", "texture_quality")
+IMPORTED = (
+    *("motion_artefacts", "motion_amplitude", "motion_vividness"),
+    *("texture_quality", "overall"),
+)
 """Dimensions that people are not asked about by default, which imported verdicts may name."""
 UNREADABLE = torch.full((3, 1, 16, 16), float("nan"))
 """The frames of a clip that cannot be read: no reward scores them."""
@@ -136,7 +139,7 @@ def load_tasks(
 
 def check_dimensions(data: PreferenceData) -> None:
     """UserError naming a dimension that no reward knows: a typing error would otherwise teach nothing, silently."""
-    known = (*DIMENSIONS, *SUB_SCORES)
+    known = (*DIMENSIONS, *IMPORTED)
     for name in dict.fromkeys(row["dimension"] for row in data.preferences):
         if name not in known:
             raise UserError(
