@@ -158,6 +158,7 @@ class GenerativeReward(VisionLanguageReward):
         order = [clip for shown in clips for clip in shown]
         device = seen.features.pooler_output[0].device
         ids, mask = pad_right(rows, self.tokenizer.pad_token_id, device=device)
+        self.check_context(ids.shape[1])
         fps = torch.tensor([seen.fps[clip] for clip in order], device=device)
         out = self.backbone(
             input_ids=ids,
@@ -251,9 +252,9 @@ class GenerativeReward(VisionLanguageReward):
     def forward(
         self, *arguments: Any, answers: Sequence[Answer] | None = None, **options: Any
     ) -> Any:
-        """`score`, or the losses of given answers: the engine that trains it knows only this name."""
+        """Values and std, or the losses of given answers: the engine that trains it knows only this name."""
         if answers is None:
-            return self.score(*arguments, **options)
+            return super().forward(*arguments, **options)
         return self.answer_losses(*arguments, answers=answers, **options)
 
     def encode_text(self, text: str) -> list[int]:

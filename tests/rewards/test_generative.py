@@ -171,7 +171,7 @@ def test_it_learns_which_clip_is_brighter_in_either_place() -> None:
     model = tiny(num_frames=2, area=16 * 16, questions={"prompt_following": "Light?"})
     tasks, made = brightness_tasks()
     config = RewardTrainConfig(loss=ANSWERS, epochs=60, head_lr=3e-3, backbone_lr=3e-3, shift=0)
-    metrics = train.fit(model, tasks, made, config, label="foundational")
+    model, metrics = train.fit(model, tasks, made, config, label="foundational")
     assert sum(row["accuracy"] for row in metrics[-5:]) / 5 > 0.85
     model.freeze()
     scores = score_clips(model, made, [(sha, t.prompt) for t in tasks for sha in t.clips])
