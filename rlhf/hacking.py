@@ -1,9 +1,9 @@
 """Is the policy improving, or is it learning to please the reward models?
 
 Five signs, all measured on validation clips and none differentiated: the reward leaves the range it showed on real
-validation pairs; the training rewards rise while a held-out judge falls; judges that used to agree
-no longer do; motion collapses; pixels saturate. The variance
-of the reward inside a batch is no sign at all: it does not move under a blatant attack.
+validation pairs; the training rewards rise while a held-out judge falls; judges that agreed no longer do; motion
+collapses; pixels saturate. The variance of the reward inside a batch is no sign at all: it does not move under a
+blatant attack.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from tiny_rewards import CAPTIONS, smooth_clip, tiny_models, write_tiny_preferences
 
+from annotation.records import read_preferences
 from reelhf.cli import main
 from reelhf.errors import UserError
 from rewards.base import RewardScores
 from rewards.data import Clip, RewardTask, Vote, load_tasks
 from rewards.evaluation.baselines import majority_verdict
 from rewards.evaluation.details import describe_ties
-from rewards.evaluation.held_out import evaluate_rewards
+from rewards.evaluation.held_out import Subject, evaluate_rewards, position_flips
 from rewards.evaluation.page import not_better, render, write_page
 from rewards.evaluation.pairs import verdict_pairs
 from rewards.evaluation.people import people_agreement, rank_correlation, win_balance
@@ -212,6 +214,30 @@ def test_a_sharpness_score_falls_with_every_severity_of_blur():
     assert found["drop"][0] == 0.0
     assert len(found["drop"]) == len(SEVERITIES)
     assert probe_corruptions(DarkIsBad(), 0, [])["blur"]["clips"] == 0
+
+
+class SecondIsBetter(DarkIsBad):
+    """A comparing model that follows the order it is shown in whenever the clips are much alike."""
+
+    compares = True
+
+    def score(self, frames: torch.Tensor, *, reference: torch.Tensor, **_: Any) -> RewardScores:
+        gap = frames.mean((1, 2, 3, 4)) - reference.mean((1, 2, 3, 4))
+        flips = (gap.abs() < 0.2).float()
+        return RewardScores(gap[:, None], torch.ones(1, dtype=torch.bool), None, {"position_flip": flips})  # fmt: skip
+
+
+def test_the_flips_of_a_comparing_model_are_those_of_its_decided_pairs(preferences: Path):
+    tasks = [task([(0, 1, 1), (0, 2, -1), (1, 2, 1), (0, 2, 0)])]
+    levels = {"0-0": 0, "0-1": 255, "0-2": 20}
+    clips = {
+        name: Clip(torch.full((3, 2, 4, 4), level, dtype=torch.uint8), 8.0)
+        for name, level in levels.items()
+    }
+    data = read_preferences(preferences)
+    subject = Subject(data, tasks, [], clips, {}, {})
+    assert position_flips(SecondIsBetter(), subject, LOOK) == pytest.approx(1 / 3)
+    assert position_flips(SecondIsBetter(), replace(subject, tasks=[]), LOOK) is None
 
 
 def test_rows_of_the_held_out_split_alone_are_counted(preferences: Path, evaluated: Any):
