@@ -113,6 +113,23 @@ def test_the_command_writes_both_files_and_a_folder_without_rewards_is_one_line(
         write_page(tmp_path)
 
 
+def test_no_tie_threshold_is_chosen_on_pairs_it_is_reported_on(
+    rewards: Path, preferences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["rewards", "eval", str(rewards), "--preferences", str(preferences), "--out"]
+    main([*words, str(tmp_path / "v"), "--split", "validation"])
+    of_validation = json.loads((tmp_path / "v" / "evaluation.json").read_text())
+    ties = of_validation["dimensions"][LOOK]["details"]["ties"]
+    assert ties["threshold_chosen_on"] == "train"
+    main([*words, str(tmp_path / "a"), "--split", "all"])
+    of_all = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert of_all["split"] is None
+    assert of_all["dimensions"][LOOK]["details"]["ties"]["threshold_chosen_on"] is None
+    with pytest.raises(SystemExit):
+        main([*words, str(tmp_path / "x"), "--split", "tset"])
+    assert "split 'tset'; expected test, validation, train or all" in capsys.readouterr().err
+
+
 def task(votes: list[tuple[int, int, int]], number: int = 0, clips: int = 3) -> RewardTask:
     made = tuple(Vote(a, b, LOOK, verdict, 1.0, True, True) for a, b, verdict in votes)
     names = tuple(f"{number}-{i}" for i in range(clips))
