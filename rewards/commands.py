@@ -79,10 +79,15 @@ def evaluate(
     ] = False,
 ) -> None:
     """Accuracy on held-out prompts next to the baselines; ties, calibration, people, sources and corruptions on a page."""
+    from reelhf.errors import UserError
     from rewards.evaluation.held_out import evaluate_rewards, format_report
     from rewards.evaluation.page import write_page
 
-    typer.echo(format_report(evaluate_rewards(rewards, preferences, out, thorough=not quick)))
+    if split not in ("test", "validation", "train", "all"):
+        raise UserError(f"split {split!r}; expected test, validation, train or all")
+    chosen = None if split == "all" else split
+    found = evaluate_rewards(rewards, preferences, out, split=chosen, thorough=not quick)
+    typer.echo(format_report(found))
     typer.echo(f"{out / 'evaluation.json'}\n{write_page(out)}")
     typer.echo("next: reelhf rlhf train configs/rlhf/toy_base.yaml --rewards " + str(rewards))
 
