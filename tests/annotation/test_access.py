@@ -64,7 +64,8 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/media/{token}",
     ),
     "annotator, token read": ("/api/me", "/api/progress"),
-    "reviewer, token read": ("/api/counts",),
+    "reviewer, token read": ("/api/counts", "/api/quality"),
+    "reviewer": ("/quality",),
     "admin": ("/api/users",),
 }
 
