@@ -1,44 +1,31 @@
-"""Handing out tasks and taking in verdicts: leases, overlap, idempotency. Each function is one short write transaction."""
+"""Handing out tasks and taking in verdicts: leases, overlap, idempotency, revisions. Each is one short write transaction."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import random
-import secrets
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from annotation import schema as t
-from annotation.records import LETTERS, Choice, ClipView, TaskView, Verdict
-from annotation.rules import check_choices
+from annotation.exams import ExamResult, Graded, finish_exam, grade
+from annotation.flags import FLAGS_TO_HOLD, hold_if_reported
+from annotation.history import choices_of, is_latest, last_judged
+from annotation.records import TaskView, Verdict
+from annotation.refusals import Conflict, NotFound, Refused
+from annotation.routing import COUNTED, RoutingConfig, next_assignment, open_to, why_nothing
+from annotation.rules import check_answers, settle
+from annotation.showing import own_presentation, present, view
 from annotation.store import Account, Store
+from annotation.verdicts import check_note
 
 SKIP_REASONS = ("broken_clip", "unclear_prompt", "offensive", "cannot_tell", "other")
-SKIPS_TO_FLAG = 3
-"""A task skipped by this many people is taken out of the queue and flagged."""
-MAX_NOTE = 2000
-
-
-class NotFound(Exception):
-    """No such thing, or not yours: the two are not told apart."""
-
-
-class Conflict(Exception):
-    """It was already answered otherwise."""
-
-
-class Refused(Exception):
-    """The answer cannot be stored; `problems` says why, one sentence each."""
-
-    def __init__(self, problems: list[str]):
-        super().__init__("; ".join(problems))
-        self.problems = problems
+FLAG_KINDS = tuple(FLAGS_TO_HOLD)
 
 
 @dataclass(frozen=True)
@@ -49,6 +36,23 @@ class Receipt:
     submitted_ms: int
     surplus: bool
     """True if enough others had answered meanwhile; the judgment is kept but not counted."""
+    revision: int = 0
+    feedback: tuple[Graded, ...] = ()
+    """Of a practice task: each answer against the known one."""
+    exam: ExamResult | None = None
+    """After the last task of an entry exam."""
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """Something judged before, as it was shown and answered."""
+
+    task: TaskView
+    judgment_id: int
+    """The revision that a new one would replace."""
+    root: int
+    """Names the judgment through all its revisions; ask for what comes before it to go further back."""
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -62,61 +66,55 @@ class Progress:
     eta_seconds: float | None
 
 
-def claim(store: Store, account: Account, *, lease_seconds: float) -> TaskView | None:
+def claim(
+    store: Store, account: Account, *, lease_seconds: float, routing: RoutingConfig | None = None
+) -> TaskView | None:
     """Leases the next task to an annotator; the task they already hold comes back unchanged. None when nothing is open.
 
-    A task is open to someone who neither judged nor skipped it, as long as judgments plus other people's live leases
-    stay below the number of judgments wanted. An expired lease simply no longer counts.
+    A task is open to someone who neither judged, skipped nor flagged it, as long as judgments plus other people's live leases
+    stay below the number of judgments wanted. An expired lease simply no longer counts. `routing` says what else is mixed in.
     """
+    routing = routing or RoutingConfig()
     now = store.now_ms()
-    expires = now + int(lease_seconds * 1000)
     with store.write() as connection:
-        _lock(connection, t.account, account.id)  # two tabs of one person claim one after the other
-        held = connection.execute(
-            select(t.lease)
-            .join(t.task, t.task.c.id == t.lease.c.task_id)
-            .where(
-                t.lease.c.account_id == account.id,
-                t.lease.c.expires_ms > now,
-                t.task.c.state == "open",
-            )
-            .limit(1)
-        ).first()
+        me = _lock(connection, t.account, account.id)  # two tabs claim one after the other
+        held = connection.execute(_held, {"me": account.id, "now": now}).first()
         if held is not None:
-            connection.execute(
-                update(t.lease)
-                .where(t.lease.c.task_id == held.task_id, t.lease.c.account_id == account.id)
-                .values(expires_ms=expires)
-            )
-            return _view(store, connection, held.presentation_id, lease_seconds)
-        task_id = _take_next(connection, account, now)
-        if task_id is None:
-            return None
-        presentation_id = _present(store, connection, task_id, account, now)
-        connection.execute(
-            delete(t.lease).where(t.lease.c.task_id == task_id, t.lease.c.account_id == account.id)
+            presentation_id = held.presentation_id
+        else:
+            chosen = next_assignment(connection, me, routing, now)
+            if chosen is None:
+                return None
+            presentation_id = present(store, connection, chosen, account.id, now)
+            _end_lease(connection, chosen.task_id, account.id)
+        _lease(connection, presentation_id, account.id, now + int(lease_seconds * 1000))
+        return view(
+            store,
+            connection,
+            presentation_id,
+            lease_seconds=lease_seconds,
+            show_opinions=routing.show_opinions,
         )
-        connection.execute(
-            insert(t.lease).values(
-                task_id=task_id,
-                account_id=account.id,
-                presentation_id=presentation_id,
-                expires_ms=expires,
-            )
-        )
-        return _view(store, connection, presentation_id, lease_seconds)
 
 
-def _take_next(connection: Connection, account: Account, now: int) -> int | None:
-    """The next task that is open to an annotator, locked until the transaction ends."""
-    me = {"me": account.id, "now": now}
-    while True:
-        task_id = connection.execute(_next_task, me).scalar_one_or_none()
-        if task_id is None or connection.dialect.name == "sqlite":
-            return task_id  # SQLite has one writer: nobody can have come between
-        # PostgreSQL chose by a snapshot older than the row lock: leases that were committed in between show only now.
-        if connection.execute(_still_open, {**me, "task": task_id}).first() is not None:
-            return task_id
+def reason_for_nothing(store: Store, account: Account, routing: RoutingConfig) -> str:
+    """Why `claim` gave nothing: `exam_failed`, `daily_limit`, `total_limit` or `empty`."""
+    with store.read() as connection:
+        return why_nothing(connection, account.id, routing, store.now_ms())
+
+
+_STATE_OF = {"retest": "done", "adjudication": "conflict"}
+_held = (
+    select(t.lease)
+    .join(t.task, t.task.c.id == t.lease.c.task_id)
+    .join(t.presentation, t.presentation.c.id == t.lease.c.presentation_id)
+    .where(
+        t.lease.c.account_id == sa.bindparam("me"),
+        t.lease.c.expires_ms > sa.bindparam("now"),
+        t.task.c.state == sa.case(_STATE_OF, value=t.presentation.c.purpose, else_="open"),
+    )
+    .limit(1)
+)
 
 
 def _lock(connection: Connection, table: sa.Table, row_id: int) -> Row[Any]:
@@ -125,262 +123,326 @@ def _lock(connection: Connection, table: sa.Table, row_id: int) -> Row[Any]:
     return connection.execute(query).one()
 
 
-def _open_tasks() -> sa.Select[tuple[int]]:
-    """Tasks open to annotator `me` at time `now`."""
-    me: sa.BindParameter[int] = sa.bindparam("me")
-    now: sa.BindParameter[int] = sa.bindparam("now")
-    others_leases = (
-        select(sa.func.count())
-        .select_from(t.lease)
-        .where(
-            t.lease.c.task_id == t.task.c.id,
-            t.lease.c.expires_ms > now,
-            t.lease.c.account_id != me,
-        )
-        .correlate(t.task)
-        .scalar_subquery()
+def _lease(connection: Connection, presentation_id: int, account_id: int, expires: int) -> None:
+    updated = connection.execute(
+        update(t.lease)
+        .where(t.lease.c.presentation_id == presentation_id, t.lease.c.account_id == account_id)
+        .values(expires_ms=expires)
     )
-
-    def mine(table: sa.Table) -> sa.Exists:
-        return (
-            select(table.c.id)
-            .where(table.c.task_id == t.task.c.id, table.c.account_id == me)
-            .correlate(t.task)
-            .exists()
-        )
-
-    return select(t.task.c.id).where(
-        t.task.c.state == "open",
-        t.task.c.num_judgments + others_leases < t.task.c.need_n,
-        ~mine(t.judgment),
-        ~mine(t.skip),
-    )
-
-
-_next_task = (
-    _open_tasks()
-    .order_by(t.task.c.priority.desc(), t.task.c.id)
-    .limit(1)
-    .with_for_update(of=t.task, key_share=True, skip_locked=True)
-)
-_still_open = _open_tasks().where(t.task.c.id == sa.bindparam("task"))
-
-
-def _present(store: Store, connection: Connection, task_id: int, account: Account, now: int) -> int:
-    """Draws the order of clips and of dimensions and makes the opaque media tokens. Returns the presentation id."""
-    task = connection.execute(select(t.task).where(t.task.c.id == task_id)).one()
-    clips = list(connection.execute(select(t.task_clip).where(t.task_clip.c.task_id == task_id)))
-    rng = random.SystemRandom()
-    rng.shuffle(clips)
-    dimensions = list(store.guideline.dimensions(task.task_kind))
-    if task.first_frame_key is None and "preservation" in dimensions:
-        dimensions.remove("preservation")  # nothing to compare with
-    rng.shuffle(dimensions)
-    result = connection.execute(
-        insert(t.presentation).values(
-            token=secrets.token_urlsafe(18),
-            task_id=task_id,
-            account_id=account.id,
-            clip_order=[clip.clip_id for clip in clips],
-            dimension_order=dimensions,
-            guideline_version=store.guideline.version,
-            shown_ms=now,
-        )
-    )
-    assert result.inserted_primary_key is not None
-    presentation_id = result.inserted_primary_key[0]
-    keys = [clip.shown_key for clip in clips] + [task.first_frame_key]
+    if updated.rowcount:
+        return
+    task_id = select(t.presentation.c.task_id).where(t.presentation.c.id == presentation_id)
     connection.execute(
-        insert(t.media),
-        [
-            {
-                "token": secrets.token_urlsafe(18),
-                "presentation_id": presentation_id,
-                "position": position,
-                "storage_key": key,
-            }
-            for position, key in enumerate(keys)
-            if key is not None
-        ],
-    )
-    return presentation_id
-
-
-def _view(
-    store: Store, connection: Connection, presentation_id: int, lease_seconds: float
-) -> TaskView:
-    row = connection.execute(
-        select(
-            t.presentation,
-            t.task.c.task_kind,
-            t.task.c.shown_fps,
-            t.task.c.shown_frames,
-            t.prompt.c.text,
-            t.prompt.c.language,
-        )
-        .join(t.task, t.task.c.id == t.presentation.c.task_id)
-        .join(t.prompt, t.prompt.c.prompt_id == t.task.c.prompt_id)
-        .where(t.presentation.c.id == presentation_id)
-    ).one()
-    media = connection.execute(
-        select(t.media.c.token, t.media.c.position).where(
-            t.media.c.presentation_id == presentation_id
+        insert(t.lease).values(
+            task_id=task_id.scalar_subquery(),
+            account_id=account_id,
+            presentation_id=presentation_id,
+            expires_ms=expires,
         )
     )
-    urls = {m.position: f"/media/{m.token}" for m in media}
-    num_clips = len(row.clip_order)
-    return TaskView(
-        presentation=row.token,
-        prompt=row.text,
-        language=row.language,
-        task_kind=row.task_kind,
-        dimensions=tuple(row.dimension_order),
-        questions={name: store.guideline.questions[name] for name in row.dimension_order},
-        clips=tuple(ClipView(LETTERS[i], urls[i]) for i in range(num_clips)),
-        first_frame_url=urls.get(num_clips),
-        fps=row.shown_fps,
-        num_frames=row.shown_frames,
-        guideline_version=row.guideline_version,
-        lease_seconds=lease_seconds,
+
+
+def _end_lease(connection: Connection, task_id: int, account_id: int) -> None:
+    connection.execute(
+        delete(t.lease).where(t.lease.c.task_id == task_id, t.lease.c.account_id == account_id)
     )
 
 
 def submit(
-    store: Store, account: Account, presentation: str, key: str, verdict: Verdict
+    store: Store,
+    account: Account,
+    presentation: str,
+    key: str,
+    verdict: Verdict,
+    *,
+    revises: int | None = None,
+    routing: RoutingConfig | None = None,
 ) -> Receipt:
     """Stores a verdict once. The same key and verdict again returns the first receipt.
 
+    Args:
+        revises: the id of the judgment this one replaces; the older one stays on record.
     Raises: NotFound (not this annotator's presentation), Refused (the answers break a rule), Conflict (the key was used for
-    another verdict, or the task was already judged by this annotator).
+    another verdict, the task was already judged by this annotator, or the judgment was revised meanwhile).
     """
+    routing = routing or RoutingConfig()
     if not 8 <= len(key) <= 80:
         raise Refused(["the idempotency key has 8 to 80 characters"])
-    payload = json.dumps([presentation, verdict.to_json()], sort_keys=True)
-    payload_hash = hashlib.sha256(payload.encode()).hexdigest()
+    said = [presentation, verdict.to_json(), *([] if revises is None else [revises])]
+    payload_hash = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     with store.read() as connection:
-        shown = _own_presentation(connection, account, presentation)
-    problems = check_choices(
-        verdict.choices, dimensions=shown.dimension_order, num_clips=len(shown.clip_order)
+        shown = own_presentation(connection, account, presentation)
+        kind = connection.execute(
+            select(t.task.c.kind).where(t.task.c.id == shown.task_id)
+        ).scalar_one()
+    problems = check_answers(
+        kind, verdict.choices, dimensions=shown.dimension_order, num_clips=len(shown.clip_order)
     )
-    if len(verdict.note) > MAX_NOTE:
-        problems.append(f"the note has {len(verdict.note)} characters; at most {MAX_NOTE}")
+    problems += check_note(verdict.note)
     if problems:
         raise Refused(problems)
     with store.write() as connection:
         task = _lock(connection, t.task, shown.task_id)
-        earlier = connection.execute(
-            select(t.judgment).where(
-                sa.or_(
-                    t.judgment.c.idempotency_key == key,
-                    sa.and_(
-                        t.judgment.c.task_id == shown.task_id,
-                        t.judgment.c.account_id == account.id,
-                    ),
-                )
-            )
+        stored = connection.execute(
+            select(t.judgment).where(t.judgment.c.idempotency_key == key)
         ).first()
-        if earlier is not None:
-            if earlier.idempotency_key != key:
-                raise Conflict("you have already judged this task")
-            if earlier.payload_hash != payload_hash or earlier.account_id != account.id:
+        if stored is not None:
+            if stored.payload_hash != payload_hash or stored.account_id != account.id:
                 raise Conflict("this submission was already stored with other answers")
-            return Receipt(earlier.id, earlier.submitted_ms, earlier.surplus)
-        surplus = task.num_judgments >= task.need_n
-        now = store.now_ms()
-        result = connection.execute(
-            insert(t.judgment).values(
-                task_id=task.id,
-                account_id=account.id,
-                presentation_id=shown.id,
-                idempotency_key=key,
-                payload_hash=payload_hash,
-                kind="best_worst",
-                surplus=surplus,
-                simulated=account.simulated,
-                guideline_version=shown.guideline_version,
-                seconds=verdict.seconds,
-                watched_seconds=list(verdict.watched_seconds) or None,
-                note=verdict.note,
-                submitted_ms=now,
-            )
+            return _receipt(connection, stored, task, shown, verdict)
+        replaced = _replaced(connection, account, shown, revises)
+        judgment = _store(
+            connection,
+            task,
+            shown,
+            verdict,
+            idempotency_key=key,
+            payload_hash=payload_hash,
+            kind=kind,
+            simulated=account.simulated,
+            supersedes=revises,
+            revision=0 if replaced is None else replaced.revision + 1,
+            surplus=_is_surplus(task, shown) if replaced is None else replaced.surplus,
+            submitted_ms=store.now_ms(),
         )
-        assert result.inserted_primary_key is not None
-        judgment_id = result.inserted_primary_key[0]
-        position = {name: index for index, name in enumerate(shown.dimension_order)}
-        connection.execute(
-            insert(t.choice),
-            [
-                {
-                    "judgment_id": judgment_id,
-                    "position": position[c.dimension],
-                    "admissible": c.status in ("ok", "tie"),
-                    **asdict(c.with_first()),
-                }
-                for c in verdict.choices
-            ],
-        )
-        if not surplus:
+        if replaced is None and not judgment.surplus and shown.purpose == "work":
             count_judgment(connection, task)
-        connection.execute(
-            delete(t.lease).where(t.lease.c.task_id == task.id, t.lease.c.account_id == account.id)
+        _settle_conflict(connection, task.id, shown, judgment, adjudicate=routing.adjudicate)
+        _end_lease(connection, task.id, account.id)
+        exam = None
+        if shown.purpose == "exam":
+            exam = finish_exam(
+                connection,
+                account.id,
+                shown.repeat,
+                routing.exam,
+                guideline_version=shown.guideline_version,
+                now=judgment.submitted_ms,
+            )
+        return _receipt(connection, judgment, task, shown, verdict, exam)
+
+
+def _receipt(
+    connection: Connection,
+    judgment: Row[Any],
+    task: Row[Any],
+    shown: Row[Any],
+    verdict: Verdict,
+    exam: ExamResult | None = None,
+) -> Receipt:
+    feedback: Sequence[Graded] = ()
+    if shown.purpose == "practice":
+        feedback = grade(task.answers or {}, verdict.choices, shown.clip_order)
+    return Receipt(
+        judgment.id,
+        judgment.submitted_ms,
+        judgment.surplus,
+        judgment.revision,
+        tuple(feedback),
+        exam,
+    )
+
+
+def _replaced(
+    connection: Connection, account: Account, shown: Row[Any], revises: int | None
+) -> Row[Any] | None:
+    """The judgment that a revision replaces; None for a first judgment. Raises Conflict where the two do not fit."""
+    earlier = connection.execute(
+        select(t.judgment).where(
+            t.judgment.c.task_id == shown.task_id,
+            t.judgment.c.account_id == account.id,
+            t.judgment.c.repeat == shown.repeat,
+            is_latest(),
         )
-    return Receipt(judgment_id, now, surplus)
+    ).first()
+    if revises is None:
+        if earlier is not None:
+            raise Conflict("you have already judged this task")
+        return None
+    if earlier is None or earlier.presentation_id != shown.id:
+        raise Conflict("there is no judgment of yours to change here")
+    if earlier.id != revises:
+        raise Conflict("this judgment was changed meanwhile, perhaps in another tab")
+    if shown.purpose in ("practice", "exam"):
+        raise Conflict(f"an answer in the {shown.purpose} cannot be changed")
+    return earlier
+
+
+def _is_surplus(task: Row[Any], shown: Row[Any]) -> bool:
+    if shown.purpose == "work":
+        return bool(task.num_judgments >= task.need_n)
+    return shown.purpose == "adjudication" and task.state != "conflict"
+
+
+def _store(
+    connection: Connection, task: Row[Any], shown: Row[Any], verdict: Verdict, **values: Any
+) -> Row[Any]:
+    """Inserts the judgment and its choices; returns its row."""
+    judgment = connection.execute(
+        insert(t.judgment)
+        .values(
+            task_id=task.id,
+            account_id=shown.account_id,
+            presentation_id=shown.id,
+            purpose=shown.purpose,
+            repeat=shown.repeat,
+            guideline_version=shown.guideline_version,
+            language=verdict.language,
+            seconds=verdict.seconds,
+            watched_seconds=list(verdict.watched_seconds) or None,
+            note=verdict.note,
+            **values,
+        )
+        .returning(t.judgment)
+    ).one()
+    position = {name: index for index, name in enumerate(shown.dimension_order)}
+    connection.execute(
+        insert(t.choice),
+        [
+            {
+                "judgment_id": judgment.id,
+                "position": position[choice.dimension],
+                "admissible": admissible,
+                **asdict(choice),
+                "scores": None if choice.scores is None else list(choice.scores),
+            }
+            for choice, admissible in settle(judgment.kind, verdict.choices)
+        ],
+    )
+    return judgment
 
 
 def count_judgment(connection: Connection, task: Row[Any]) -> None:
     """One more counted judgment; the task is done once it has as many as it wants."""
     number = task.num_judgments + 1
+    done = number >= task.need_n and task.state == "open"
     connection.execute(
         update(t.task)
         .where(t.task.c.id == task.id)
-        .values(num_judgments=number, state="done" if number >= task.need_n else task.state)
+        .values(num_judgments=number, state="done" if done else task.state)
     )
 
 
+def _settle_conflict(
+    connection: Connection, task_id: int, shown: Row[Any], judgment: Row[Any], *, adjudicate: bool
+) -> None:
+    """Sends a finished task to an expert while its annotators contradict each other; an expert's decision finishes it."""
+    decided = shown.purpose == "adjudication"
+    if not decided and not (adjudicate and shown.purpose == "work"):
+        return
+    if not decided:
+        by_expert = select(t.judgment.c.id).where(
+            t.judgment.c.task_id == task_id, t.judgment.c.purpose == "adjudication"
+        )
+        decided = connection.execute(by_expert.limit(1)).first() is not None
+    torn = not decided and contradicted(connection, task_id)
+    connection.execute(
+        update(t.task)
+        .where(t.task.c.id == task_id, t.task.c.state.in_(("done", "conflict")))
+        .values(state="conflict" if torn else "done")
+    )
+
+
+def contradicted(connection: Connection, task_id: int) -> bool:
+    """True if, in some dimension, one annotator's best clip is another's worst."""
+    rows = connection.execute(
+        select(t.choice.c.dimension, t.choice.c.best, t.choice.c.worst, t.presentation.c.clip_order)
+        .join(t.judgment, t.judgment.c.id == t.choice.c.judgment_id)
+        .join(t.presentation, t.presentation.c.id == t.judgment.c.presentation_id)
+        .where(
+            t.judgment.c.task_id == task_id,
+            t.judgment.c.purpose == "work",
+            is_latest(),
+            t.choice.c.best.is_not(None),
+        )
+    ).all()
+    picks: dict[str, list[tuple[int, int]]] = {}
+    for row in rows:
+        pair = (row.clip_order[row.best], row.clip_order[row.worst])
+        picks.setdefault(row.dimension, []).append(pair)
+    return any(
+        a[0] == b[1] or a[1] == b[0] for pairs in picks.values() for a, b in combinations(pairs, 2)
+    )
+
+
+def reopen(
+    store: Store, account: Account, *, before: int | None = None, lease_seconds: float
+) -> Reopened | None:
+    """The last thing an annotator judged, to be judged anew; None if there is nothing (further) back.
+
+    Args:
+        before: the `root` of one reopened earlier; the one before it comes back.
+    """
+    with store.read() as connection:
+        row = last_judged(connection, account, before)
+        if row is None:
+            return None
+        verdict = Verdict(
+            tuple(choices_of(connection, row.id)),
+            row.note,
+            row.seconds,
+            tuple(row.watched_seconds or ()),
+            row.language,
+        )
+        task = view(store, connection, row.presentation_id, lease_seconds=lease_seconds)
+    return Reopened(task, row.id, row.root, verdict)
+
+
 def skip(store: Store, account: Account, presentation: str, reason: str, note: str = "") -> None:
-    """Records that the annotator passes on a task, and why; after enough skips the task is flagged."""
+    """Records that the annotator passes on a task, and why; after enough skips the task is held for a decision."""
     if reason not in SKIP_REASONS:
         raise Refused([f"reason {reason!r} is not one of {', '.join(SKIP_REASONS)}"])
-    if len(note) > MAX_NOTE:
-        raise Refused([f"the note has {len(note)} characters; at most {MAX_NOTE}"])
+    _pass_on(store, account, presentation, t.skip, {"reason": reason}, note)
+
+
+def flag(store: Store, account: Account, presentation: str, kind: str, note: str = "") -> None:
+    """Reports what is wrong with a task and passes on it; enough reports hold the task for a decision."""
+    if kind not in FLAG_KINDS:
+        raise Refused([f"flag {kind!r} is not one of {', '.join(FLAG_KINDS)}"])
+    _pass_on(store, account, presentation, t.flag, {"kind": kind}, note)
+
+
+def _pass_on(
+    store: Store,
+    account: Account,
+    presentation: str,
+    table: sa.Table,
+    what: dict[str, str],
+    note: str,
+) -> None:
+    """Stores a skip or flag once per annotator and task, and ends the lease."""
+    if problems := check_note(note):
+        raise Refused(problems)
     with store.write() as connection:
-        shown = _own_presentation(connection, account, presentation)
+        shown = own_presentation(connection, account, presentation)
+        if shown.purpose in ("practice", "exam"):
+            raise Refused(
+                [f"a task of the {shown.purpose} cannot be skipped; answer “can’t judge”"]
+            )
         _lock(connection, t.task, shown.task_id)
-        again = select(t.skip.c.id).where(
-            t.skip.c.task_id == shown.task_id, t.skip.c.account_id == account.id
+        again = select(table.c.id).where(
+            table.c.task_id == shown.task_id, table.c.account_id == account.id
         )
         if connection.execute(again).first() is None:
             connection.execute(
-                insert(t.skip).values(
+                insert(table).values(
                     task_id=shown.task_id,
                     account_id=account.id,
                     presentation_id=shown.id,
-                    reason=reason,
                     note=note,
                     created_ms=store.now_ms(),
+                    **what,
                 )
             )
-        skips = connection.execute(
-            select(sa.func.count()).select_from(t.skip).where(t.skip.c.task_id == shown.task_id)
-        ).scalar_one()
-        if skips >= SKIPS_TO_FLAG:
-            connection.execute(
-                update(t.task)
-                .where(t.task.c.id == shown.task_id, t.task.c.state == "open")
-                .values(state="flagged")
-            )
-        connection.execute(
-            delete(t.lease).where(
-                t.lease.c.task_id == shown.task_id, t.lease.c.account_id == account.id
-            )
-        )
+        hold_if_reported(connection, shown.task_id)
+        _end_lease(connection, shown.task_id, account.id)
 
 
 def heartbeat(store: Store, account: Account, presentation: str, *, lease_seconds: float) -> bool:
     """Extends a live lease. False if it ran out and the task may have gone to someone else."""
     now = store.now_ms()
     with store.write() as connection:
-        shown = _own_presentation(connection, account, presentation)
+        shown = own_presentation(connection, account, presentation)
         result = connection.execute(
             update(t.lease)
             .where(
@@ -408,7 +470,11 @@ def media_key(store: Store, account: Account, token: str) -> str:
 
 def progress(store: Store, account: Account, *, wanted: int | None) -> Progress:
     """Tasks judged and asked for, and the time left at this annotator's own pace (median of the last 20)."""
-    mine = t.judgment.c.account_id == account.id
+    mine = sa.and_(
+        t.judgment.c.account_id == account.id,
+        t.judgment.c.revision == 0,
+        t.judgment.c.purpose.in_(COUNTED),
+    )
     with store.read() as connection:
         judged = connection.execute(
             select(sa.func.count()).select_from(t.judgment).where(mine)
@@ -421,49 +487,11 @@ def progress(store: Store, account: Account, *, wanted: int | None) -> Progress:
         ).scalars()
         seconds = sorted(recent)
         if wanted is None:
-            done_by_me = select(t.judgment.c.task_id).where(mine)
-            skipped = select(t.skip.c.task_id).where(t.skip.c.account_id == account.id)
+            me = connection.execute(select(t.account).where(t.account.c.id == account.id)).one()
             open_to_me = connection.execute(
-                select(sa.func.count())
-                .select_from(t.task)
-                .where(
-                    t.task.c.state == "open",
-                    t.task.c.id.not_in(done_by_me),
-                    t.task.c.id.not_in(skipped),
-                )
+                select(sa.func.count()).select_from(t.task).where(open_to(me))
             ).scalar_one()
             wanted = judged + open_to_me
     pace = seconds[len(seconds) // 2] if seconds else None
     left = max(0, wanted - judged)
     return Progress(judged, wanted, pace, None if pace is None else pace * left)
-
-
-def parse_verdict(raw: Mapping[str, Any]) -> Verdict:
-    """A verdict from decoded JSON. Raises Refused if it does not have the right shape."""
-    try:
-        choices = tuple(Choice(**choice) for choice in raw["choices"])
-        seconds = raw.get("seconds")
-        verdict = Verdict(
-            choices=choices,
-            note=str(raw.get("note") or ""),
-            seconds=None if seconds is None else max(0.0, float(seconds)),
-            watched_seconds=tuple(float(s) for s in raw.get("watched_seconds") or ()),
-        )
-        if not all(math.isfinite(s) for s in (verdict.seconds or 0.0, *verdict.watched_seconds)):
-            raise ValueError("seconds must be finite")
-    except (TypeError, KeyError, ValueError) as error:
-        raise Refused([f"the answer has the wrong shape: {error}"]) from error
-    for choice in verdict.choices:
-        indices = (choice.best, choice.worst, choice.first_best, choice.first_worst)
-        if not all(i is None or (isinstance(i, int) and not isinstance(i, bool)) for i in indices):
-            raise Refused(["best and worst are whole numbers, counted from 0, or null"])
-        if not isinstance(choice.constrained, bool) or not isinstance(choice.dimension, str):
-            raise Refused(["a choice has a dimension (text) and `constrained` (true or false)"])
-    return verdict
-
-
-def _own_presentation(connection: Connection, account: Account, token: str) -> Row[Any]:
-    row = connection.execute(select(t.presentation).where(t.presentation.c.token == token)).first()
-    if row is None or row.account_id != account.id:
-        raise NotFound("no such presentation")
-    return row

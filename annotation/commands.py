@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from annotation.candidates.commands import register as add_candidates
 from annotation.exports_commands import register as add_exports
 from annotation.label_studio.commands import app as label_studio_app
 from annotation.prompts.commands import app as prompts_app
 from annotation.quality.commands import register as add_quality
+from annotation.upkeep import register as add_upkeep
 from reelhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,8 +34,10 @@ app.add_typer(tasks_app, name="tasks")
 token_app = typer.Typer(no_args_is_help=True, help="API tokens for scripts.")
 app.add_typer(user_app, name="user")
 app.add_typer(prompts_app, name="prompts")
+add_candidates(clips_app, tasks_app)
 add_exports(app)
 add_quality(app)
+add_upkeep(app)
 app.add_typer(token_app, name="token")
 app.add_typer(label_studio_app, name="label-studio")
 
@@ -54,7 +58,7 @@ def quickstart(
     ],
     out: Annotated[Path, typer.Option(help="Project folder to make")] = DEFAULT_PROJECT,
     k: Annotated[
-        int | None, typer.Option("--k", help="Clips per task, 2 to 6 [default: 4]")
+        int | None, typer.Option("--k", help="Clips per task, 2 to 8 [default: 4]")
     ] = None,
     need: Annotated[int | None, typer.Option(help="Judgments wanted per task [default: 1]")] = None,
     config: ConfigOption = None,
@@ -264,9 +268,16 @@ def clips_import(
 @tasks_app.command("create")
 def tasks_create(
     project: ProjectArgument = DEFAULT_PROJECT,
-    k: Annotated[int, typer.Option("--k", help="Clips per task, 2 to 6")] = 4,
+    k: Annotated[int, typer.Option("--k", help="Clips per task, 2 to 8")] = 4,
     need: Annotated[int, typer.Option(help="Judgments wanted per task")] = 1,
     round_number: Annotated[int, typer.Option("--round", help="Round of the loop")] = 0,
+    kind: Annotated[
+        str, typer.Option(help="best_worst, gsb (pairs: good, same, bad) or score (1 to 5)")
+    ] = "best_worst",
+    priority: Annotated[int, typer.Option(help="Higher comes first")] = 0,
+    experts_only: Annotated[
+        bool, typer.Option("--experts-only", help="Only for accounts of experts")
+    ] = False,
     engine: Annotated[
         str, typer.Option(help="Where copies are made: local, or ray (RAY_ADDRESS)")
     ] = "local",
@@ -276,15 +287,96 @@ def tasks_create(
     from annotation.store import Store
 
     with Store.open(project, create=False) as store:
-        groups = store.clips_without_task(k)
+        groups = store.clips_without_task(2 if kind == "gsb" else k)
         if dry_run:
             typer.echo(f"dry run: {len(groups)} tasks would be made")
             return
         store.create_tasks(
-            groups, need=need, round_number=round_number, engine=engine, label="copies for showing"
+            groups,
+            need=need,
+            round_number=round_number,
+            kind=kind,
+            priority=priority,
+            experts_only=experts_only,
+            engine=engine,
+            label="copies for showing",
         )
     typer.echo(f"project: {project} ({len(groups)} new tasks)")
     typer.echo(f"next: reelhf annotate serve {project} --demo")
+
+
+@tasks_app.command("known")
+def tasks_known(
+    source: Annotated[
+        Path, typer.Argument(help="JSONL: prompt, clips (path, model), answers, kind, per task")
+    ],
+    project: Annotated[Path, typer.Option(help="Project folder")] = DEFAULT_PROJECT,
+    purpose: Annotated[
+        str, typer.Option(help="gold (hidden), practice (with feedback) or exam")
+    ] = "gold",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and stop")] = False,
+) -> None:
+    """Add tasks whose answers are known.
+
+    One object per line: {"prompt": ..., "clips": [{"path": ..., "model": ...}, ...], "answers": {"motion_quality": {"best": 0,
+    "worst": 2, "why": "..."}, "aesthetic_quality": {"tie": true}}}. Clips count from 0 in the line's
+    order; everyone sees them in another order, so `why` should not name letters.
+    """
+    from annotation.quickstart import read_known
+    from annotation.store import Store
+
+    found = read_known(source)
+    if dry_run:
+        typer.echo(f"dry run: {len(found)} tasks for {purpose} would be made")
+        return
+    with Store.open(project, create=False) as store:
+        for task in found:
+            ids = store.add_clips(task.clips, project=source.resolve().stem)
+            store.create_tasks([ids], purpose=purpose, kind=task.kind, answers=[task.answers])
+    typer.echo(f"project: {project} ({len(found)} new tasks for {purpose})")
+    if purpose == "gold":
+        typer.echo("next: set serve.routing.gold_rate in the YAML of `reelhf annotate serve`")
+
+
+@app.command("flags")
+def flagged(
+    project: ProjectArgument = DEFAULT_PROJECT,
+    decide: Annotated[
+        str | None, typer.Option(help="TASK=reopen puts a task back, TASK=remove takes it away")
+    ] = None,
+    by: Annotated[str, typer.Option(help="Account that decides")] = "admin",
+    note: Annotated[str, typer.Option(help="Why")] = "",
+) -> None:
+    """List the tasks that wait for a decision, or decide about one."""
+    from annotation.flags import decide as rule
+    from annotation.flags import held_tasks
+    from annotation.refusals import NotFound, Refused
+    from annotation.store import Store
+
+    with Store.open(project, create=False) as store:
+        if decide is not None:
+            number, _, decision = decide.partition("=")
+            account = store.find_user(by)
+            if account is None:
+                raise UserError(f"there is no user named {by!r} to decide; name one with --by")
+            try:
+                rule(store, account, int(number), decision, note)
+            except ValueError as error:
+                raise UserError(
+                    f"--decide is {decide!r}; expected TASK=reopen or TASK=remove"
+                ) from error
+            except (NotFound, Refused) as error:
+                raise UserError(f"task {number}: {error}") from error
+            typer.echo(f"task {number}: {decision}")
+        held = held_tasks(store)
+    for task in held:
+        typer.echo(f"task {task.task_id} ({task.num_judgments} judgments): {task.prompt}")
+        for said in task.reports:
+            comment = f": {said['note']}" if said["note"] else ""
+            typer.echo(f"  {said['pseudonym']} {said['report']}: {said['what']}{comment}")
+    typer.echo(f"{len(held)} tasks wait for a decision")
+    if held:
+        typer.echo(f"next: reelhf annotate flags {project} --decide {held[0].task_id}=reopen")
 
 
 @user_app.command("add")
@@ -292,6 +384,9 @@ def user_add(
     name: Annotated[str, typer.Argument(help="Name to sign in with")],
     project: Annotated[Path, typer.Option(help="Project folder")] = DEFAULT_PROJECT,
     role: Annotated[str, typer.Option(help="annotator, reviewer or admin")] = "annotator",
+    expert: Annotated[
+        bool, typer.Option("--expert", help="May judge tasks for experts and decide conflicts")
+    ] = False,
     password: Annotated[
         str | None,
         typer.Option(help="At least 8 characters; made up if left out", envvar="REELHF_PASSWORD"),
@@ -302,7 +397,7 @@ def user_add(
 
     made = password or secrets.token_urlsafe(9)
     with Store.open(project, create=False) as store:
-        account = store.add_user(name, made, role=role)
+        account = store.add_user(name, made, role=role, expert=expert)
     shown = "" if password else f"  password: {made}"
     typer.echo(f"{role} {name} ({account.pseudonym} in exports){shown}")
 
@@ -421,22 +516,6 @@ def _account(store: Store, name: str) -> Account:
     if account is None:
         raise UserError(f"there is no user named {name!r}")
     return account
-
-
-@app.command()
-def backup(
-    project: ProjectArgument = DEFAULT_PROJECT,
-    out: Annotated[Path | None, typer.Option(help="File to write")] = None,
-) -> None:
-    """Copy the database while it is in use; media are immutable files and can be copied as they are."""
-    from datetime import datetime
-
-    from annotation.store import Store
-
-    with Store.open(project, create=False) as store:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        path = store.backup(out or project / f"backup-{stamp}.db")
-    typer.echo(f"backup: {path}")
 
 
 def tunnel_line(port: int) -> str | None:

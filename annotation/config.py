@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from annotation.alerts import AlertsConfig
 from annotation.presentation import PresentationConfig
 from annotation.records import MAX_CLIPS, MIN_CLIPS
+from annotation.routing import RoutingConfig
 from reelhf.config import Config
 
 
@@ -34,6 +35,12 @@ class AnnotateConfig(Config):
     """A claimed task goes back to the queue after this long without a sign of life."""
     session_hours: PositiveFloat = 12.0
     """A sign-in lasts this long."""
+    must_watch: float = Field(default=0.9, ge=0, le=1)
+    """Fraction of each clip's length that must have played before a person can submit; 0 lets them."""
+    confirm_pairs: bool = True
+    """Ask "is your best not worse than your worst in any other dimension?" where the other answers leave it open."""
+    routing: RoutingConfig = RoutingConfig()
+    """Who gets which task."""
     wanted_tasks: PositiveInt | None = None
     """Tasks asked of each annotator; progress counts towards it. Unset, it is all that are open to them."""
     login_failures: PositiveInt = 5

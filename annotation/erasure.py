@@ -93,7 +93,7 @@ def purge_user(
             connection.execute(delete(table).where(table.c.account_id == account.id))
         shown = select(t.presentation.c.id).where(t.presentation.c.account_id == account.id)
         connection.execute(delete(t.draft).where(t.draft.c.presentation_id.in_(shown)))
-        for table in (t.judgment, t.skip):  # a note may say who wrote it
+        for table in (t.judgment, t.skip, t.flag, t.ruling):  # a note may say who wrote it
             _empty_notes(connection, table, table.c.account_id == account.id)
         detail = {"withdrawn": withdraw, "judgments": number, **_names(found)}
         _bury(store, connection, "user", account.pseudonym, reason, withdraw, detail, actor)
@@ -126,7 +126,8 @@ def purge_clip(
         if clip.purged_ms is not None:
             raise UserError(f"clip {clip.sha256} was purged before")
         shows = select(t.task_clip.c.task_id).where(t.task_clip.c.clip_id == clip.id)
-        open_tasks = select(t.task.c.id).where(t.task.c.id.in_(shows), t.task.c.state == "open")
+        waiting = t.task.c.state.in_(("open", "conflict"))
+        open_tasks = select(t.task.c.id).where(t.task.c.id.in_(shows), waiting)
         tasks = list(connection.execute(open_tasks).scalars())
         of_clip = t.judgment.c.task_id.in_(shows)
         number = connection.execute(select(sa.func.count()).where(of_clip)).scalar_one()
@@ -181,6 +182,7 @@ def redact_note(
 
 def expired_clips(store: Store) -> list[str]:
     """sha256 of the clips that are past the retention of every project they belong to."""
+    kept_ms = sa.cast(t.project.c.retention_days, sa.BigInteger) * 86_400_000
     ages = (
         select(t.clip.c.sha256)
         .join(t.project_clip, t.project_clip.c.clip_id == t.clip.c.id)
@@ -189,8 +191,7 @@ def expired_clips(store: Store) -> list[str]:
         .group_by(t.clip.c.id, t.clip.c.sha256)
         .having(
             sa.func.count() == sa.func.count(t.project.c.retention_days),
-            sa.func.max(t.project_clip.c.created_ms + t.project.c.retention_days * 86_400_000)
-            < store.now_ms(),
+            sa.func.max(t.project_clip.c.created_ms + kept_ms) < store.now_ms(),
         )
         .order_by(t.clip.c.id)
     )

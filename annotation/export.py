@@ -5,7 +5,12 @@ What a judgment yields, per dimension:
 - a pick made after a veto: its explicit pair only, `constrained`; beside it the vetoed free pick, whole, with `admissible` false
   (an honest opinion of this dimension that must not reach the composite or DPO);
 - a tie: one explicit tie between two clips drawn at random, the other pairs as implied ties;
+- a pair that was called good, same or bad (`gsb`): that pair, or a tie;
 - scores: every pair; the one of best and worst is explicit, the others implied.
+
+Of a judgment that was changed, the latest revision counts. Gold tasks and re-tests are in the table of judgments, with their
+`purpose`, and yield no preferences; practice and exams are left out. What an expert decided about a conflict is one more
+annotator's judgment, or (`adjudicated_only`) the only one of that task.
 
 Implied pairs are written on request. Pairs with a purged clip, and judgments that were withdrawn, stay out and are counted.
 """
@@ -26,10 +31,12 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
 from annotation import schema as t
+from annotation.history import is_latest
 from annotation.pairs import Pair, best_worst_pairs, judgment_pairs
 from annotation.preference_files import PreferenceWriter
 from annotation.projects import project_id
 from annotation.records import split_of
+from annotation.routing import COUNTED
 from annotation.store import Store
 
 IMPLIED_WEIGHT = 0.5
@@ -51,6 +58,8 @@ class ExportQuery:
     exclude_simulated: bool = False
     include_implied: bool = False
     """Also the pairs that best and worst imply, marked `implied`."""
+    adjudicated_only: bool = False
+    """Of tasks that an expert decided, the preferences come from the decision alone."""
 
     def words(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in asdict(self).items())
@@ -125,7 +134,11 @@ def judgment_table(
 
 
 def _where(query: ExportQuery, of_project: int | None) -> list[sa.ColumnElement[bool]]:
-    where: list[sa.ColumnElement[bool]] = [t.task.c.round >= query.min_round]
+    where: list[sa.ColumnElement[bool]] = [
+        t.task.c.round >= query.min_round,
+        t.judgment.c.purpose.in_(COUNTED),
+        is_latest(),
+    ]
     if of_project is not None:
         where.append(t.task.c.project_id == of_project)
     if query.max_round is not None:
@@ -196,6 +209,8 @@ def _pages(
         judgments: list[dict[str, Any]] = []
         preferences: list[tuple[bool, dict[str, Any]]] = []
         used: set[int] = set()
+        decided = {row.task_id for row in choices if row.purpose == "adjudication"}
+        overruled = decided if query.adjudicated_only else set()
         for row in choices:
             mine = first <= row.judgment_id <= after
             if row.account_id in withdrawn:
@@ -208,6 +223,8 @@ def _pages(
                 if mine:
                     judgments.append(judgment)
                     used.update(clip for clip in row.clip_order if not clips[clip]["purged_ms"])
+                if not _teaches(row, overruled):
+                    continue
                 preferences += [
                     (mine, preference)
                     for preference in _preference_rows(
@@ -216,6 +233,13 @@ def _pages(
                 ]
         _add_agreement([preference for _, preference in preferences])
         yield judgments, [preference for mine, preference in preferences if mine], used
+
+
+def _teaches(row: Any, overruled: set[int]) -> bool:
+    """True if preferences come of it: real work that no expert has decided otherwise, or the expert's word."""
+    if row.purpose == "adjudication":
+        return True
+    return bool(row.purpose == "work" and row.task_id not in overruled)
 
 
 def _purged(pair: Pair, shown: Sequence[Mapping[str, Any]]) -> bool:
@@ -283,6 +307,8 @@ _choices = (
         t.judgment.c.task_id,
         t.judgment.c.account_id,
         t.judgment.c.kind,
+        t.judgment.c.purpose,
+        t.judgment.c.revision,
         t.judgment.c.surplus,
         t.judgment.c.simulated,
         t.judgment.c.guideline_version,
@@ -325,10 +351,13 @@ def _rows_of_choice(
         "scores": row.scores,
         "dimension_position": row.position,
         "surplus": row.surplus,
-        "shown_at": None if row.kind == "score" else _when(row.shown_ms),
+        "shown_at": None if row.shown_ms == row.submitted_ms else _when(row.shown_ms),
         "submitted_at": _when(row.submitted_ms),
         "seconds": row.seconds,
         "guideline_version": row.guideline_version,
+        "purpose": row.purpose,
+        "revision": row.revision,
+        "confirmed": row.confirmed,
     }
     vetoed = row.constrained or row.status == "no_valid_pair"
     name = f"j{row.judgment_id}/{row.dimension}"

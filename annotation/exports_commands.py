@@ -31,6 +31,10 @@ def export(
     min_round: Annotated[int, typer.Option(help="First round")] = 0,
     max_round: Annotated[int | None, typer.Option(help="Last round")] = None,
     of: Annotated[str | None, typer.Option(help="Only this project of the store")] = None,
+    adjudicated_only: Annotated[
+        bool,
+        typer.Option("--adjudicated-only", help="Of decided conflicts, only the expert's word"),
+    ] = False,
     snapshot: Annotated[
         str | None, typer.Option(help="Freeze it under this name, with its hash in the store")
     ] = None,
@@ -42,7 +46,7 @@ def export(
 
     if snapshot is not None and out is not None:
         raise UserError("--snapshot and --out exclude each other: a snapshot has its own folder")
-    query = ExportQuery(of, min_round, max_round, humans_only, implied)
+    query = ExportQuery(of, min_round, max_round, humans_only, implied, adjudicated_only)
     with Store.open(project, create=False) as store:
         if snapshot is not None:
             folder = snapshots.take(store, snapshot, query, fmt=fmt).folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from annotation import schema as t
 from annotation.presentation import PresentationConfig
 from annotation.quickstart import Plan, add_plan, jsonl_rows
 from annotation.records import MAX_CLIPS, MIN_CLIPS, ClipRecord
-from annotation.rules import clashes
+from annotation.rules import clashes, derive_pick
 from annotation.store import Account, Store
 from reelhf.errors import UserError
 from reelhf.hashing import content_hash
@@ -36,25 +36,6 @@ class Imported:
     num_tasks: int
     num_clips: int
     num_judgments: int
-
-
-@dataclass(frozen=True)
-class DerivedPick:
-    """Best and worst that ratings imply: None where the extreme is shared; `tie` if all are equal."""
-
-    best: int | None
-    worst: int | None
-    tie: bool
-
-
-def derive_pick(scores: Sequence[float]) -> DerivedPick:
-    """Best and worst of a list of ratings, higher is better. Only a single highest and a single lowest make a pick."""
-    low, high = min(scores), max(scores)
-    if low == high:
-        return DerivedPick(None, None, True)
-    if scores.count(high) > 1 or scores.count(low) > 1:
-        return DerivedPick(None, None, False)
-    return DerivedPick(scores.index(high), scores.index(low), False)
 
 
 def fetv(

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from annotation.known import known_answers
 from annotation.presentation import PresentationConfig
-from annotation.records import MAX_CLIPS, MIN_CLIPS, ClipRecord, prompt_id
+from annotation.records import DIMENSIONS, MAX_CLIPS, MIN_CLIPS, ClipRecord, prompt_id
 from annotation.store import Store
 from reelhf.errors import UserError, did_you_mean
 from reelhf.hashing import sha256_file
@@ -67,7 +68,7 @@ def quickstart(
     """Makes an annotation project of the clips in `source`, with an admin account.
 
     Args:
-        k: clips per task, 2 to 6; prompts with more are cut into several tasks, with fewer become smaller tasks.
+        k: clips per task, 2 to 8; prompts with more are cut into several tasks, with fewer become smaller tasks.
         need: judgments wanted per task.
         dry_run: only reports; `out` is not touched.
         with_ratings: also imports the ratings of a FETV file as judgments.
@@ -155,6 +156,33 @@ def plan_project(source: Path, *, k: int) -> Plan:
             chunks.pop()
         groups += chunks
     return Plan(groups, mismatches)
+
+
+@dataclass(frozen=True)
+class KnownTask:
+    """One line of a file of known answers."""
+
+    clips: list[ClipRecord]
+    answers: dict[str, Any]
+    kind: str
+
+
+def read_known(source: Path) -> list[KnownTask]:
+    """Tasks with known answers from JSONL. Raises UserError naming the line that lacks something."""
+    found = []
+    for number, row in jsonl_rows(source):
+        missing = [name for name in ("prompt", "clips", "answers") if not row.get(name)]
+        if missing:
+            raise UserError(f"{source} line {number} has no {', '.join(missing)}")
+        try:
+            clips = [_record(source.parent, flat) for _, flat in _flatten([(number, row)], source)]
+            known_answers(row["answers"], range(1, len(clips) + 1), DIMENSIONS)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{source} line {number}: {error}") from error
+        found.append(KnownTask(clips, dict(row["answers"]), str(row.get("kind", "best_worst"))))
+    if not found:
+        raise UserError(f"{source} names no task")
+    return found
 
 
 def read_source(source: Path) -> tuple[list[ClipRecord], list[str]]:

@@ -38,7 +38,14 @@ DIMENSIONS: tuple[str, ...] = (
 )
 
 STATUSES = ("ok", "tie", "cannot_judge", "no_valid_pair")
-LETTERS = "ABCDEF"
+KINDS = ("best_worst", "gsb", "score")
+"""What is asked of a task: best and worst clip, the better one of a pair (good, same, bad), or 1 to 5 for each clip."""
+PURPOSES = ("work", "gold", "practice", "exam")
+"""Why a task is there: to be judged, or because its answer is known."""
+SCORES = (1, 2, 3, 4, 5)
+LANGUAGES = ("en", "zh")
+"""What the page and the questions can be read in."""
+LETTERS = "ABCDEFGH"
 MIN_CLIPS, MAX_CLIPS = 2, len(LETTERS)
 
 
@@ -54,6 +61,8 @@ class Question:
     question: str
     help: str
     applies_to: tuple[str, ...]
+    translations: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Language -> label, question, help."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,8 @@ class Guideline:
 
     version: str
     questions: Mapping[str, Question]
+    guide: Mapping[str, str] = field(default_factory=dict)
+    """Language -> how to judge, in Markdown; annotators open it beside the task."""
 
     def dimensions(self, task_kind: str) -> tuple[str, ...]:
         """Names of the dimensions asked for `t2v` or `i2v`, in the file's order."""
@@ -83,10 +94,16 @@ def load_guideline(path: Path | None = None) -> Guideline:
                 body["question"],
                 body.get("help", ""),
                 tuple(body["applies_to"]),
+                {
+                    language: {key: body[language][key] for key in ("label", "question", "help")}
+                    for language in LANGUAGES
+                    if language in body
+                },
             )
             for name, body in raw["dimensions"].items()
         }
         version = str(raw["version"])
+        guide = {language: str(text) for language, text in raw.get("guide", {}).items()}
     except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(
             f"{path}: not a question file (needs `version` and `dimensions`): {error!r}"
@@ -96,7 +113,7 @@ def load_guideline(path: Path | None = None) -> Guideline:
         raise UserError(
             f"{path} asks about {', '.join(unknown)}; the dimensions are {', '.join(DIMENSIONS)}"
         )
-    return Guideline(version, questions)
+    return Guideline(version, questions, guide)
 
 
 @dataclass(frozen=True)
@@ -159,6 +176,11 @@ class TaskView:
     num_frames: int
     guideline_version: str
     lease_seconds: float
+    kind: str = "best_worst"
+    purpose: str = "work"
+    """`work`, `practice`, `exam` or `adjudication`; a hidden gold task or re-test is shown as `work`."""
+    opinions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Only when adjudicating: dimension -> what the annotators said, nameless, in this showing's order of clips."""
 
     @property
     def num_clips(self) -> int:
@@ -204,6 +226,11 @@ class Choice:
     first_worst: int | None = None
     constrained: bool = False
     """The pair was chosen after a veto, so it is not the annotator's free opinion."""
+    confirmed: bool | None = None
+    """Answer to "is your best not worse than your worst in any other dimension?"; None if it was not asked. False keeps the pair
+    out of what is admissible."""
+    scores: tuple[int, ...] | None = None
+    """Kind `score`: 1 (bad) to 5 (excellent) for each clip."""
 
     def with_first(self) -> Choice:
         """The same answer with the free pick filled in where it is the answer itself."""
@@ -222,6 +249,8 @@ class Verdict:
     """Time from showing to submitting as the annotator's side measured it."""
     watched_seconds: tuple[float, ...] = ()
     """Play time per clip in the order shown, if known."""
+    language: str = "en"
+    """In which the questions were read."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -321,6 +350,13 @@ def preference_schemas() -> dict[str, pa.Schema]:
                 required("submitted_at", when),
                 pa.field("seconds", number),
                 required("guideline_version", text),
+                pa.field("purpose", text),  # work | gold | retest | adjudication
+                pa.field(
+                    "revision", integer
+                ),  # how often the annotator changed it; the latest is here
+                pa.field(
+                    "confirmed", flag
+                ),  # "best is not worse than worst elsewhere": their answer
             ]
         ),
         "preferences": pa.schema(

@@ -6,10 +6,10 @@ see one thing: a clash is best_d == worst_e or worst_d == best_e for another dim
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from annotation.records import LETTERS, STATUSES, Choice
+from annotation.records import LETTERS, SCORES, STATUSES, Choice
 
 Pair = tuple[int, int]
 """(best, worst), indices in the order shown."""
@@ -76,14 +76,7 @@ def check_choices(
     `no_valid_pair` is only said of a free pick that does clash, and the final pairs do not clash.
     """
     choices = [choice.with_first() for choice in choices]
-    named = [choice.dimension for choice in choices]
-    problems = [
-        f"{name} is answered {named.count(name)} times"
-        for name in sorted(set(named))
-        if named.count(name) > 1
-    ]
-    problems += [f"{name} was not asked" for name in named if name not in dimensions]
-    problems += [f"{name} is not answered" for name in dimensions if name not in named]
+    problems = _unasked(choices, dimensions)
     for choice in choices:
         problems += [f"{choice.dimension}: {text}" for text in _shape_problems(choice, num_clips)]
     if problems:
@@ -106,6 +99,102 @@ def check_choices(
                 )
     problems += [clash.reason for clash in clashes(final)]
     return problems
+
+
+def check_answers(
+    kind: str, choices: Iterable[Choice], *, dimensions: Collection[str], num_clips: int
+) -> list[str]:
+    """`check_choices` for any kind of task. Pairs (`gsb`) and scores are never vetoed: a clash only costs admissibility."""
+    choices = list(choices)
+    if kind == "best_worst":
+        problems = [f"{c.dimension}: takes no scores" for c in choices if c.scores is not None]
+        return problems or check_choices(choices, dimensions=dimensions, num_clips=num_clips)
+    check = _score_problems if kind == "score" else _pair_problems
+    problems = _unasked(choices, dimensions)
+    for choice in choices:
+        problems += [f"{choice.dimension}: {text}" for text in check(choice, num_clips)]
+    return problems
+
+
+@dataclass(frozen=True)
+class DerivedPick:
+    """Best and worst that ratings imply: None where the extreme is shared; `tie` if all are equal."""
+
+    best: int | None
+    worst: int | None
+    tie: bool
+
+
+def derive_pick(scores: Sequence[float]) -> DerivedPick:
+    """Best and worst of a list of ratings, higher is better. Only a single highest and a single lowest make a pick."""
+    low, high = min(scores), max(scores)
+    if low == high:
+        return DerivedPick(None, None, True)
+    if scores.count(high) > 1 or scores.count(low) > 1:
+        return DerivedPick(None, None, False)
+    return DerivedPick(scores.index(high), scores.index(low), False)
+
+
+def settle(kind: str, choices: Iterable[Choice]) -> list[tuple[Choice, bool]]:
+    """Checked answers as they are stored, each with whether it is admissible.
+
+    Scores get the best and worst they imply. Pairs and scores of one task have no order in time, so both sides of a clash lose
+    their admissibility.
+    """
+    choices = [choice.with_first() for choice in choices]
+    if kind == "best_worst":
+        return [(c, c.status in ("ok", "tie") and c.confirmed is not False) for c in choices]
+    if kind == "score":
+        choices = [_with_pick(choice) for choice in choices]
+    picks = _picked((c.dimension, c.best, c.worst) for c in choices)
+    clashing = {name for clash in clashes(picks) for name in (clash.dimension, clash.other)}
+    return [(c, c.status in ("ok", "tie") and c.dimension not in clashing) for c in choices]
+
+
+def _with_pick(choice: Choice) -> Choice:
+    if choice.status != "ok" or choice.scores is None:
+        return choice
+    pick = derive_pick(choice.scores)
+    tie = pick.tie and len(choice.scores) > 1
+    best = None if pick.best is None else (pick.best, pick.worst)
+    filled = replace(choice, status="tie" if tie else "ok")
+    if best is None:
+        return filled
+    return replace(filled, best=best[0], worst=best[1], first_best=best[0], first_worst=best[1])
+
+
+def _unasked(choices: Iterable[Choice], dimensions: Collection[str]) -> list[str]:
+    """Dimensions that are answered twice, unasked or not at all."""
+    named = [choice.dimension for choice in choices]
+    problems = [
+        f"{name} is answered {named.count(name)} times"
+        for name in sorted(set(named))
+        if named.count(name) > 1
+    ]
+    problems += [f"{name} was not asked" for name in named if name not in dimensions]
+    return problems + [f"{name} is not answered" for name in dimensions if name not in named]
+
+
+def _pair_problems(choice: Choice, num_clips: int) -> list[str]:
+    if choice.status == "no_valid_pair" or choice.constrained:
+        return ["a pair is good, same, bad or cannot_judge; nothing is vetoed"]
+    if choice.scores is not None:
+        return ["takes no scores"]
+    return _shape_problems(choice, num_clips)
+
+
+def _score_problems(choice: Choice, num_clips: int) -> list[str]:
+    if choice.status not in ("ok", "cannot_judge"):
+        return [f"status {choice.status!r} is not one of ok, cannot_judge"]
+    if choice.best is not None or choice.worst is not None or choice.constrained:
+        return ["takes scores, no best or worst"]
+    if choice.status == "cannot_judge":
+        return [] if choice.scores is None else ["cannot_judge takes no scores"]
+    if choice.scores is None or len(choice.scores) != num_clips:
+        return [f"needs a score for each of the {num_clips} clips"]
+    if any(score not in SCORES for score in choice.scores):
+        return [f"a score is {SCORES[0]} to {SCORES[-1]}"]
+    return []
 
 
 def _picked(rows: Iterable[tuple[str, int | None, int | None]]) -> dict[str, Pair]:

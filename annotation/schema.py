@@ -1,4 +1,4 @@
-"""The tables. Judgments, choices and skips are append-only: triggers refuse every update and delete.
+"""The tables. What people say is append-only (`APPEND_ONLY`): triggers refuse every update and delete.
 
 Times are whole milliseconds since 1970 UTC (`*_ms`). The migrations in `migrations/versions` create these tables; a test checks
 that both agree.
@@ -22,6 +22,8 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     desc,
+    false,
+    text,
 )
 
 metadata = MetaData(
@@ -34,8 +36,18 @@ metadata = MetaData(
     }
 )
 
-APPEND_ONLY = ("judgment", "choice", "skip", "event", "export_snapshot", "tombstone")
-"""Nothing in these is ever changed; only a judgment's or skip's note may be emptied (`annotation.erasure`)."""
+APPEND_ONLY = (
+    "judgment",
+    "choice",
+    "skip",
+    "flag",
+    "ruling",
+    "exam",
+    "event",
+    "export_snapshot",
+    "tombstone",
+)
+"""Nothing in these is ever changed; only the note of a judgment, skip, flag or ruling may be emptied (`annotation.erasure`)."""
 
 DEFAULT_PROJECT_ID = 1
 """Always there; a team that never names a project never sees it."""
@@ -60,6 +72,7 @@ account = Table(
     Column("role", String(20), nullable=False),
     Column("pseudonym", String(40), nullable=False, unique=True),
     Column("simulated", Boolean, nullable=False),
+    Column("expert", Boolean, nullable=False, server_default=false()),
     Column("created_ms", BigInteger, nullable=False),
     CheckConstraint("role in ('annotator', 'reviewer', 'admin')", name="role"),
 )
@@ -234,6 +247,12 @@ task = Table(
     Column("project_id", ForeignKey("project.id"), nullable=False),
     Column("prompt_id", ForeignKey("prompt.prompt_id"), nullable=False),
     Column("task_kind", String(8), nullable=False),
+    Column("kind", String(12), nullable=False, server_default="best_worst"),
+    Column("purpose", String(12), nullable=False, server_default="work"),
+    Column("experts_only", Boolean, nullable=False, server_default=false()),
+    Column(
+        "answers", JSON(none_as_null=True)
+    ),  # known ones: dimension -> best, worst, tie, scores, why
     Column("round", Integer, nullable=False),
     Column("need_n", Integer, nullable=False),
     Column("priority", Integer, nullable=False),
@@ -243,9 +262,12 @@ task = Table(
     Column("shown_fps", Float, nullable=False),
     Column("shown_frames", Integer, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
-    CheckConstraint("state in ('open', 'done', 'flagged')", name="state"),
+    CheckConstraint("state in ('open', 'done', 'flagged', 'conflict', 'removed')", name="state"),
+    CheckConstraint("kind in ('best_worst', 'gsb', 'score')", name="kind"),
+    CheckConstraint("purpose in ('work', 'gold', 'practice', 'exam')", name="purpose"),
     CheckConstraint("num_judgments <= need_n", name="overlap"),
     CheckConstraint("need_n >= 1", name="need_n"),
+    Index(None, "purpose"),
     Index("ix_task_queue", "state", desc("priority"), "id"),
 )
 
@@ -269,6 +291,8 @@ presentation = Table(
     Column("clip_order", JSON, nullable=False),
     Column("dimension_order", JSON, nullable=False),
     Column("guideline_version", String(40), nullable=False),
+    Column("purpose", String(12), nullable=False, server_default="work"),
+    Column("repeat", Integer, nullable=False, server_default=text("0")),
     Column("shown_ms", BigInteger, nullable=False),
     Index(None, "task_id", "account_id"),
 )
@@ -307,19 +331,27 @@ judgment = Table(
     Column("id", Integer, primary_key=True),
     Column("task_id", ForeignKey("task.id"), nullable=False),
     Column("account_id", ForeignKey("account.id"), nullable=False),
-    Column("presentation_id", ForeignKey("presentation.id"), nullable=False, unique=True),
+    Column("presentation_id", ForeignKey("presentation.id"), nullable=False),
     Column("idempotency_key", String(80), nullable=False, unique=True),
     Column("payload_hash", String(64), nullable=False),
     Column("kind", String(12), nullable=False),
+    Column("purpose", String(12), nullable=False, server_default="work"),
+    Column("repeat", Integer, nullable=False, server_default=text("0")),
+    Column("revision", Integer, nullable=False, server_default=text("0")),
+    Column("supersedes", ForeignKey("judgment.id"), unique=True),
     Column("surplus", Boolean, nullable=False),
     Column("simulated", Boolean, nullable=False),
     Column("guideline_version", String(40), nullable=False),
+    Column("language", String(8), nullable=False, server_default="en"),
     Column("seconds", Float),
     Column("watched_seconds", JSON),
     Column("note", Text, nullable=False),
     Column("submitted_ms", BigInteger, nullable=False),
-    CheckConstraint("kind in ('best_worst', 'score')", name="kind"),
-    UniqueConstraint("task_id", "account_id"),
+    CheckConstraint("kind in ('best_worst', 'gsb', 'score')", name="kind"),
+    CheckConstraint("(revision = 0) = (supersedes is null)", name="revision"),
+    UniqueConstraint("task_id", "account_id", "repeat", "revision"),
+    UniqueConstraint("presentation_id", "revision"),
+    Index(None, "account_id"),
 )
 
 choice = Table(
@@ -334,6 +366,7 @@ choice = Table(
     Column("first_best", Integer),
     Column("first_worst", Integer),
     Column("constrained", Boolean, nullable=False),
+    Column("confirmed", Boolean),
     Column("admissible", Boolean, nullable=False),
     Column("scores", JSON),
     CheckConstraint("best is null or best <> worst", name="best_is_not_worst"),
@@ -352,6 +385,55 @@ skip = Table(
     Column("note", Text, nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Index(None, "task_id", "account_id"),
+)
+
+flag = Table(
+    "flag",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("task_id", ForeignKey("task.id"), nullable=False),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("presentation_id", ForeignKey("presentation.id"), nullable=False),
+    Column("kind", String(20), nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    CheckConstraint("kind in ('unsafe', 'broken', 'ambiguous_prompt')", name="kind"),
+    Index(None, "task_id", "account_id"),
+)
+
+ruling = Table(  # what was decided about a flagged task
+    "ruling",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("task_id", ForeignKey("task.id"), nullable=False),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("decision", String(12), nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    CheckConstraint("decision in ('reopen', 'remove')", name="decision"),
+    Index(None, "task_id"),
+)
+
+exam = Table(  # one finished attempt at the entry exam
+    "exam",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("account_id", ForeignKey("account.id"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("correct", Integer, nullable=False),
+    Column("asked", Integer, nullable=False),
+    Column("passed", Boolean, nullable=False),
+    Column("guideline_version", String(40), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    UniqueConstraint("account_id", "attempt"),
+)
+
+guideline = Table(  # every version of the question texts that was ever shown
+    "guideline",
+    metadata,
+    Column("version", String(40), primary_key=True),
+    Column("questions", JSON, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
 )
 
 label_studio_task = Table(

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sqlalchemy import Connection, insert, select
 
 from annotation import schema as t
 from annotation.database import BUSY_SECONDS, Database, open_postgres, open_sqlite
+from annotation.known import known_answers
 from annotation.place import Place, read_place
 from annotation.presentation import (
     Measured,
@@ -30,11 +31,14 @@ from annotation.presentation import (
 )
 from annotation.prompts.near import ClusterIndex
 from annotation.records import (
+    KINDS,
     MAX_CLIPS,
     MIN_CLIPS,
+    PURPOSES,
     ClipRecord,
     Guideline,
     PromptRecord,
+    Question,
     load_guideline,
 )
 from annotation.storage import Files
@@ -104,6 +108,7 @@ class Store:
         store = cls(database, Files(media, place.media), now)
         try:
             database.upgrade(copy_beside=file)
+            store.remember_guideline()
         except sa.exc.DatabaseError as error:
             store.close()
             raise UserError(
@@ -113,6 +118,44 @@ class Store:
             store.close()
             raise
         return store
+
+    # --- question texts ---
+
+    def remember_guideline(self) -> None:
+        """Keeps the wording of the present version. Raises UserError if that version was shown with another wording."""
+        texts = _texts(self.guideline)
+        with self.read() as connection:
+            known = connection.execute(_wording, {"version": self.guideline.version}).scalar()
+        if known == texts:
+            return
+        if known is not None:
+            raise UserError(
+                f"the question texts changed, but their version is still {self.guideline.version!r}; give questions.yaml a new version"
+            )
+        values = {
+            "version": self.guideline.version,
+            "questions": texts,
+            "created_ms": self.now_ms(),
+        }
+        try:
+            with self.write() as connection:
+                connection.execute(insert(t.guideline).values(values))
+        except sa.exc.IntegrityError:
+            self.remember_guideline()  # another process was quicker
+
+    def guideline_of(self, version: str) -> Guideline:
+        """The wording of a version that was shown here; the present one where it was not kept."""
+        if version == self.guideline.version:
+            return self.guideline
+        with self.read() as connection:
+            texts = connection.execute(_wording, {"version": version}).scalar()
+        if texts is None:  # shown before wordings were kept
+            return self.guideline
+        questions = {
+            name: Question(**{**q, "applies_to": tuple(q["applies_to"])})
+            for name, q in texts["questions"].items()
+        }
+        return Guideline(version, questions, texts["guide"])
 
     def close(self) -> None:
         self.database.close()
@@ -137,9 +180,19 @@ class Store:
     # --- accounts ---
 
     def add_user(
-        self, name: str, password: str, *, role: str = "annotator", simulated: bool = False
+        self,
+        name: str,
+        password: str,
+        *,
+        role: str = "annotator",
+        simulated: bool = False,
+        expert: bool = False,
     ) -> Account:
-        """Adds an account with a random pseudonym. Raises UserError if the name is taken or the password is short."""
+        """Adds an account with a random pseudonym. Raises UserError if the name is taken or the password is short.
+
+        Args:
+            expert: may claim tasks for experts only, and decides about flags and conflicts.
+        """
         from argon2 import PasswordHasher
 
         name = name.strip()
@@ -155,6 +208,7 @@ class Store:
             "role": role,
             "pseudonym": "annotator-" + secrets.token_hex(4),
             "simulated": simulated,
+            "expert": expert,
             "created_ms": self.now_ms(),
         }
         try:
@@ -180,6 +234,16 @@ class Store:
                 t.account.update().where(t.account.c.id == account.id).values(password_hash=hashed)
             )
             connection.execute(t.session.delete().where(t.session.c.account_id == account.id))
+
+    def set_expert(self, name: str, expert: bool) -> None:
+        """Makes an account an expert's, or no longer one. Raises UserError if there is none of that name."""
+        account = self.find_user(name)
+        if account is None:
+            raise UserError(f"there is no user named {name!r}")
+        with self.write() as connection:
+            connection.execute(
+                t.account.update().where(t.account.c.id == account.id).values(expert=expert)
+            )
 
     def find_user(self, name: str) -> Account | None:
         with self.read() as connection:
@@ -412,6 +476,10 @@ class Store:
         prompt_ids: Sequence[str] | None = None,
         project: str | None = None,
         presentation: PresentationConfig | None = None,
+        kind: str = "best_worst",
+        purpose: str = "work",
+        answers: Sequence[Mapping[str, Mapping[str, Any]]] | None = None,
+        experts_only: bool = False,
         engine: str = "local",
         label: str | None = None,
     ) -> list[int]:
@@ -421,14 +489,27 @@ class Store:
             need: judgments wanted per task, from different annotators.
             round_number: of the annotate -> train -> align cycle.
             prompt_ids: the prompt each task shows; by default that of its first clip.
+            kind: what is asked: `best_worst`, `gsb` (pairs) or `score`.
+            purpose: `work`, or why the answer is known: `gold`, `practice`, `exam`.
+            answers: the known ones of each task, by the place of a clip in its group (`annotation.known`).
             project: the project of the tasks; by default the first that each group's first clip came in with.
             engine: where the copies are made, `local` or `ray`.
             label: shows progress under this name.
-        Raises: UserError if a group has fewer than 2 or more than 6 clips, names one twice, or mixes t2v with i2v.
+        Raises: UserError if a group has too few or too many clips for its kind, names one twice, or mixes t2v with i2v, or if
+        known answers are missing or do not fit.
         """
         from reelhf.progress import track
 
         presentation = presentation or PresentationConfig()
+        if kind not in KINDS:
+            raise UserError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+        if purpose not in PURPOSES:
+            raise UserError(f"purpose is {purpose!r}; expected one of {', '.join(PURPOSES)}")
+        known = [None] * len(groups) if answers is None else list(answers)
+        if (purpose == "work") != (answers is None) or len(known) != len(groups):
+            raise UserError(
+                f"a task for {purpose} {'has no' if purpose == 'work' else 'needs a'} known answer; {len(groups)} tasks came with {len(answers or ())}"
+            )
         if need < 1:
             raise UserError(f"need is {need}; a task wants at least 1 judgment")
         if prompt_ids is not None and len(prompt_ids) != len(groups):
@@ -444,7 +525,11 @@ class Store:
         shown_folder.mkdir(exist_ok=True)
         clips_of = [[_known_clip(rows, clip_id) for clip_id in group] for group in groups]
         for index, clips in enumerate(clips_of):
-            _check_group(index, clips)
+            _check_group(index, clips, kind)
+        stored = [
+            self._stored_answers(index, raw, clips)
+            for index, (raw, clips) in enumerate(zip(known, clips_of, strict=True))
+        ]
         planned = []
         with copy_pool(engine) as pool:
             items = iter(track(clips_of, label=label) if label else clips_of)
@@ -462,6 +547,10 @@ class Store:
                 values = {
                     "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,
                     "task_kind": clips[0].task_kind,
+                    "kind": kind,
+                    "purpose": purpose,
+                    "answers": stored[index],
+                    "experts_only": experts_only,
                     "round": round_number,
                     "need_n": need,
                     "priority": priority,
@@ -490,6 +579,17 @@ class Store:
                     ],
                 )
         return ids
+
+    def _stored_answers(
+        self, index: int, raw: Mapping[str, Mapping[str, Any]] | None, clips: Sequence[Any]
+    ) -> dict[str, dict[str, Any]] | None:
+        if raw is None:
+            return None
+        dimensions = self.guideline.dimensions(clips[0].task_kind)
+        try:
+            return known_answers(raw, [clip.id for clip in clips], dimensions)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"task {index}: {error}") from error
 
     def _measured(self, clip: Any) -> Measured:
         path = self.files.local(clip.storage_key)
@@ -529,7 +629,11 @@ class Store:
     # --- looking ---
 
     def counts(self) -> dict[str, int]:
-        """Rows that say how far the project is: prompts, clips, tasks, open tasks, judgments (human and simulated), skips."""
+        """Rows that say how far the project is: prompts, clips, tasks, open tasks, judgments (human and simulated), skips.
+
+        A judgment that was changed counts once; `revisions` counts the changes.
+        """
+        first = t.judgment.c.revision == 0
 
         def number(table: sa.Table, *where: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
             return select(sa.func.count()).select_from(table).where(*where).scalar_subquery()
@@ -540,10 +644,13 @@ class Store:
             number(t.task).label("tasks"),
             number(t.task, t.task.c.state == "open").label("open_tasks"),
             number(t.task, t.task.c.state == "flagged").label("flagged_tasks"),
-            number(t.judgment).label("judgments"),
-            number(t.judgment, t.judgment.c.simulated).label("simulated_judgments"),
-            number(t.judgment, ~t.judgment.c.simulated).label("human_judgments"),
+            number(t.task, t.task.c.state == "conflict").label("conflict_tasks"),
+            number(t.judgment, first).label("judgments"),
+            number(t.judgment, first, t.judgment.c.simulated).label("simulated_judgments"),
+            number(t.judgment, first, ~t.judgment.c.simulated).label("human_judgments"),
+            number(t.judgment, ~first).label("revisions"),
             number(t.skip).label("skips"),
+            number(t.flag).label("flags"),
         )
         with self.read() as connection:
             return dict(connection.execute(query).one()._mapping)
@@ -570,6 +677,19 @@ class Store:
 # --- helpers -------------------------------------------------------------------------------------
 
 
+_wording = sa.select(t.guideline.c.questions).where(
+    t.guideline.c.version == sa.bindparam("version")
+)
+
+
+def _texts(guideline: Guideline) -> dict[str, Any]:
+    questions = {
+        name: {**asdict(q), "applies_to": list(q.applies_to)}
+        for name, q in guideline.questions.items()
+    }
+    return {"questions": questions, "guide": dict(guideline.guide)}
+
+
 def _account(row: Any) -> Account:
     return Account(row.id, row.name, row.role, row.pseudonym, row.simulated)
 
@@ -580,11 +700,16 @@ def _known_clip(rows: dict[int, Any], clip_id: int) -> Any:
     return rows[clip_id]
 
 
-def _check_group(index: int, clips: Sequence[Any]) -> None:
-    if not MIN_CLIPS <= len(clips) <= MAX_CLIPS:
-        raise UserError(
-            f"task {index} has {len(clips)} clips; best and worst need {MIN_CLIPS} to {MAX_CLIPS}"
-        )
+CLIPS_OF = {"best_worst": (MIN_CLIPS, MAX_CLIPS), "gsb": (2, 2), "score": (1, MAX_CLIPS)}
+"""Kind of task -> fewest and most clips."""
+
+
+def _check_group(index: int, clips: Sequence[Any], kind: str) -> None:
+    fewest, most = CLIPS_OF[kind]
+    if not fewest <= len(clips) <= most:
+        what = {"best_worst": "best and worst need", "gsb": "a pair needs", "score": "scores need"}
+        wanted = str(most) if fewest == most else f"{fewest} to {most}"
+        raise UserError(f"task {index} has {len(clips)} clips; {what[kind]} {wanted}")
     if len({clip.id for clip in clips}) != len(clips):
         raise UserError(f"task {index} shows the same clip twice (files with equal bytes)")
     if len({clip.task_kind for clip in clips}) != 1:

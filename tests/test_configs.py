@@ -21,6 +21,8 @@ CLASSES = {  # the first pattern that fits names the class
     "rewards/*.yaml": "rewards.train:RewardTrainConfig",
     "rlhf/*.yaml": "rlhf.direct_run:DirectRun",
     "loop/*.yaml": "rlhf.rounds:LoopConfig",
+    "annotation/candidates*.yaml": "annotation.candidates.generate:CandidatesConfig",
+    "annotation/mix*.yaml": "annotation.candidates.mix:MixConfig",
     "annotation/*.yaml": "annotation.config:AnnotationConfig",
 }
 NAMES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))

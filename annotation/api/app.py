@@ -50,10 +50,8 @@ def create_app(store: Store, config: AnnotateConfig | None = None, *, page: bool
         from annotation.app import mount
         from annotation.quality.page import mount as mount_quality
 
-        mount_quality(
-            app, store, site.config
-        )  # first: the other page takes every path that is left
-        mount(app, store, site.config)
+        mount_quality(app, store, site.config)
+        mount(app, site.config)  # last: it takes every path that is left
     else:
         app.add_api_route("/", no_page)
     app.add_middleware(

@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from annotation.claims import Conflict, NotFound, Refused
 from annotation.database import Busy
+from annotation.refusals import Conflict, NotFound, Refused
 from reelhf.errors import UserError
 
 RETRY_SECONDS = 2

@@ -15,7 +15,7 @@ from annotation.api.site import SignedIn, TheSite
 from annotation.store import Store
 
 STATIC = Path(__file__).parent.parent / "static"
-STATIC_KINDS = {".js": "text/javascript", ".css": "text/css"}
+STATIC_KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
 
 router = APIRouter()
 

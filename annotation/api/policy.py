@@ -32,7 +32,10 @@ RULES = (
     _rule(r"/media/task/[\w-]+/\d+", public=True),  # the signature is
     _rule(r"/webhooks/label-studio", public=True),  # the secret header is
     _rule(r"/api/(me|progress)", scope="read"),
-    _rule(r"/api/(claim|submit|skip|heartbeat|draft)", scope="judge"),
+    _rule(r"/api/(claim|submit|back|skip|flag|heartbeat|draft)", scope="judge"),
+    _rule(
+        r"/api/(flagged|decide)"
+    ),  # experts and whoever is more than an annotator: annotation.flags
     _rule(r"/media/[^/]+", scope="judge"),
     _rule(r"/api/counts", "reviewer", scope="read"),
     _rule(r"/api/quality", "reviewer", scope="read"),

@@ -1,26 +1,34 @@
-"""The work itself: claim a task, keep it alive, submit or skip it, see how far one is."""
+"""The work itself: claim a task, keep it alive, submit, change, skip or flag it, see how far one is."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 
-from annotation import claims, drafts
+from annotation import claims, drafts, flags
 from annotation.api.site import JsonBody, SignedIn, Site, TheSite
 from annotation.records import TaskView
+from annotation.refusals import NotFound, Refused
+from annotation.verdicts import parse_verdict
 
 router = APIRouter()
 
 
 @router.get("/api/me")
-def me(request: Request, account: SignedIn) -> dict[str, Any]:
+def me(request: Request, site: TheSite, account: SignedIn) -> dict[str, Any]:
     return {
+        "id": account.pseudonym,
         "name": account.name,
         "role": account.role,
         "csrf": request.state.visitor.csrf,
         "skip_reasons": claims.SKIP_REASONS,
+        "flags": claims.FLAG_KINDS,
+        "must_watch": site.config.must_watch,
+        "confirm_pairs": site.config.confirm_pairs,
+        "guide": dict(site.store.guideline.guide),
     }
 
 
@@ -31,8 +39,14 @@ def progress(site: TheSite, account: SignedIn) -> dict[str, Any]:
 
 @router.post("/api/claim")
 def claim(site: TheSite, account: SignedIn) -> dict[str, Any]:
-    view = claims.claim(site.store, account, lease_seconds=site.config.lease_seconds)
-    return {"task": None if view is None else _signed(site, view).to_json()}
+    """The task, or why there is none."""
+    config = site.config
+    view = claims.claim(
+        site.store, account, lease_seconds=config.lease_seconds, routing=config.routing
+    )
+    if view is not None:
+        return {"task": _signed(site, view).to_json(), "reason": None}
+    return {"task": None, "reason": claims.reason_for_nothing(site.store, account, config.routing)}
 
 
 def _signed(site: Site, view: TaskView) -> TaskView:
@@ -47,9 +61,34 @@ def _signed(site: Site, view: TaskView) -> TaskView:
 
 @router.post("/api/submit")
 def submit(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
-    verdict = claims.parse_verdict(raw.get("verdict") or {})
+    verdict = parse_verdict(raw.get("verdict") or {})
     presentation, key = str(raw.get("presentation", "")), str(raw.get("idempotency_key", ""))
-    return asdict(claims.submit(site.store, account, presentation, key, verdict))
+    receipt = claims.submit(
+        site.store,
+        account,
+        presentation,
+        key,
+        verdict,
+        revises=whole(raw, "revises"),
+        routing=site.config.routing,
+    )
+    return asdict(receipt)
+
+
+@router.post("/api/back")
+def back(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+    """What the annotator judged last, or before `before`, to be judged anew."""
+    found = claims.reopen(
+        site.store,
+        account,
+        before=whole(raw, "before"),
+        lease_seconds=site.config.lease_seconds,
+    )
+    if found is None:
+        return {"reopened": None}
+    raw_task, raw_verdict = _signed(site, found.task).to_json(), found.verdict.to_json()
+    told = {"judgment_id": found.judgment_id, "root": found.root}
+    return {"reopened": {**told, "task": raw_task, "verdict": raw_verdict}}
 
 
 @router.post("/api/skip")
@@ -57,6 +96,29 @@ def skip(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
     presentation, reason = str(raw.get("presentation", "")), str(raw.get("reason", ""))
     claims.skip(site.store, account, presentation, reason, str(raw.get("note") or ""))
     return {"skipped": True}
+
+
+@router.post("/api/flag")
+def flag(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+    presentation, kind = str(raw.get("presentation", "")), str(raw.get("flag", ""))
+    claims.flag(site.store, account, presentation, kind, str(raw.get("note") or ""))
+    return {"flagged": True}
+
+
+@router.get("/api/flagged")
+def flagged(site: TheSite, account: SignedIn) -> dict[str, Any]:
+    """The tasks that wait for a decision, for those who may decide."""
+    with site.store.read() as connection:
+        if not flags.may_decide(connection, account):
+            raise NotFound("no such list")
+    return {"tasks": [held.to_json() for held in flags.held_tasks(site.store)]}
+
+
+@router.post("/api/decide")
+def decide(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+    task_id, decision = whole(raw, "task_id") or 0, str(raw.get("decision", ""))
+    flags.decide(site.store, account, task_id, decision, str(raw.get("note") or ""))
+    return {"decided": True}
 
 
 @router.post("/api/heartbeat")
@@ -79,3 +141,11 @@ def save_draft(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any
 @router.get("/api/draft")
 def load_draft(presentation: str, site: TheSite, account: SignedIn) -> dict[str, Any]:
     return {"draft": drafts.load_draft(site.store, account, presentation)}
+
+
+def whole(raw: Mapping[str, Any], name: str) -> int | None:
+    """A whole number that may be left out. Raises Refused if it is something else."""
+    value = raw.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise Refused([f"{name} is a whole number or null"])

@@ -66,7 +66,7 @@ def language_of(text: str) -> str:
     if KANA_HANGUL.search(text) or not letters:
         return OTHER
     if (
-        han * 2 >= latin and han + latin >= 0.8 * letters
+        han * 3 >= latin and han + latin >= 0.8 * letters
     ):  # a word takes several letters, a character is one
         return "zh"
     if latin < 0.8 * letters:

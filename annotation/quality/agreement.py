@@ -240,10 +240,13 @@ def agreement_with_others(votes: Iterable[Vote]) -> dict[str, Share]:
 
 
 def retest_agreement(judgments: Iterable[Row]) -> dict[str, Share]:
-    """Per annotator: of the pairs they were shown again in another task, the share they ordered as before."""
-    seen: dict[Any, dict[str, int]] = defaultdict(dict)
-    for vote in votes_of(judgments):
-        seen[vote.annotator, vote.dimension, vote.clip_a, vote.clip_b][vote.task_id] = vote.label
+    """Per annotator: of the pairs they were shown again, as a re-test or in another task, the share they ordered as before."""
+    judgments = list(judgments)
+    seen: dict[Any, dict[tuple[bool, str], int]] = defaultdict(dict)
+    for again, purpose in enumerate(("work", "retest")):
+        for vote in votes_of(judgments, purpose=purpose):
+            pair = (vote.annotator, vote.dimension, vote.clip_a, vote.clip_b)
+            seen[pair][bool(again), vote.task_id] = vote.label
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for (annotator, *_), labels in seen.items():
         first, *later = [labels[task] for task in sorted(labels)]

@@ -44,12 +44,14 @@ def load_judged(path: Path | str, *, gold: Path | None = None) -> Judged:
         data = read_preferences(path, tables=["clips", "judgments"])
         judged = Judged(data.judgments, data.clips, _gold(gold))
     elif is_project(path):
+        from annotation.exams import gold_pairs
         from annotation.export import judgment_table
         from annotation.store import Store
 
         with Store.open(path, create=False) as store:
             judgments, clips = judgment_table(store)
-        judged = Judged(judgments, clips, _gold(gold))
+            known = gold_pairs(store)
+        judged = Judged(judgments, clips, {**known, **_gold(gold)})
     else:
         raise UserError(
             f"{path} is neither preference data (no manifest.json) nor a project (no annotation.db)"

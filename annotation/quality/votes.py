@@ -37,11 +37,17 @@ def free_picks(judgments: Iterable[Row]) -> list[Row]:
     return [row for row in judgments if not row["constrained"]]
 
 
-def votes_of(judgments: Iterable[Row]) -> list[Vote]:
-    """Every pair that the free picks order or tie, explicit and implied."""
+def votes_of(judgments: Iterable[Row], *, purpose: str = "work") -> list[Vote]:
+    """Every pair that the free picks order or tie, explicit and implied.
+
+    Args:
+        purpose: of the judgments that count; gold tasks, re-tests and an expert's decisions are no votes of `work`.
+    """
     found = []
     rng = random.Random(0)  # which pair of a tie is explicit plays no part here
     for row in free_picks(judgments):
+        if (row.get("purpose") or "work") != purpose:
+            continue
         for pair in judgment_pairs(row, rng):
             a, b, label = row["candidates"][pair.a], row["candidates"][pair.b], pair.preference
             if a > b:

@@ -1,46 +1,61 @@
-// The state of one task and everything the page does. Gradio components call in through `window.reelhf.*`; each call returns the
-// new value of every component, in the order of `view` in annotation/app.py. Prompts and notes are only ever set as text.
+// The page: one task at a time. Gradio components call in through `window.reelhf.*`; each call returns the new value of every
+// component, in the order of `Page` in annotation/app.py. Prompts, notes and opinions are only ever set as text or plain Markdown.
 (() => {
   "use strict";
-  const LETTERS = "ABCDEF";
+  const { Answers, LETTERS, Outbox, Player, drafts, remember, recall, keeps } = window.reelhfParts;
   const ROWS = 5;
-  const HARD_SEEK_SECONDS = 0.12; // a clip further off the master clock than this is moved, not nudged
-  const NUDGE_SECONDS = 0.015;
-  const NUDGE = 0.1; // of the playback rate
+  const LANGUAGES = ["en", "zh"];
   const WORST_KEYS = ["KeyQ", "KeyW", "KeyE", "KeyR"];
-  const RATES = [1, 0.5, 0.25];
-  const [MIN_PIXELS, MAX_PIXELS, VETO_PIXELS] = [150, 560, 61]; // heights of a clip and of the veto line
-  const [GAP_PIXELS, NARROW_PIXELS] = [12, 900];
+  const [MIN_PIXELS, MAX_PIXELS, VETO_PIXELS] = [110, 560, 61]; // heights of a clip and of the veto line
+  const [GAP_PIXELS, NARROW_PIXELS, PER_LINE] = [12, 900, 5]; // four clips and a first frame stay in one line
+  const POLL_MS = 60000;
+  const RETRY_MS = 3000;
+  const SLIDER = new Set(["radio", "range", "checkbox"]);
 
   const SCRIPT = "/annotate/annotate.js";
   const ROOT = (document.querySelector(`script[src$="${SCRIPT}"]`)?.getAttribute("src") || SCRIPT).slice(0, -SCRIPT.length);
 
   let me = null;
+  let words = {};
+  let language = "en";
   let task = null;
-  let answers = [];
-  let active = 0;
-  let shownAt = 0;
-  let playedSeconds = 0;
+  let answers = null;
   let note = "";
   let status = "";
   let progress = null;
+  let nothing = "empty"; // why there is no task
   let busy = false;
+  let shownAt = 0;
   let heartbeat = null;
+  let outbox = null;
+  let revising = null; // {judgment_id, root} while an older answer is changed
+  let feedback = "";
+  let sending = ""; // the key of the answer this page waits for
+
+  const body = () => document.body.dataset;
+  const say = (name, values = {}) =>
+    (words[language]?.[name] ?? name).replace(/\{(\w+)\}/g, (_, key) => String(values[key] ?? ""));
+  const question = (dimension) => {
+    const q = task.questions[dimension];
+    return { ...q, ...(q.translations?.[language] || {}) };
+  };
+  const label = (index) => question(task.dimensions[index]).label;
+  const player = new Player(say, () => { fit(); gate(); }, (clip) => tell(say("clip_broken", { clip })));
 
   // --- the server -------------------------------------------------------------------------------
 
-  async function call(path, body) {
-    const options = body === undefined ? {} : {
+  async function call(path, sent) {
+    const options = sent === undefined ? {} : {
       method: "POST",
       headers: { "Content-Type": "application/json", "X-CSRF-Token": me.csrf },
-      body: JSON.stringify(body),
+      body: JSON.stringify(sent),
     };
     const answer = await fetch(ROOT + path, { ...options, credentials: "same-origin" });
     if (answer.status === 401) {
       window.location.assign(`${ROOT}/login`);
       return new Promise(() => {}); // the page is going away
     }
-    const data = await answer.json();
+    const data = await answer.json().catch(() => ({ detail: `HTTP ${answer.status}` }));
     if (!answer.ok) {
       const error = new Error((data.problems || [data.detail]).map(readable).join(". "));
       error.status = answer.status;
@@ -50,178 +65,230 @@
   }
 
   const readable = (text) =>
-    Object.values(task?.questions || {}).reduce((t, q) => t.replaceAll(q.dimension, q.label), String(text));
+    Object.keys(task?.questions || {}).reduce((t, d) => t.replaceAll(d, question(d).label), String(text));
 
-  // --- drafts: an answer survives a reload, and its key survives until the server confirms it ------
-
-  const draftKey = () => `reelhf:draft:${task.presentation}`;
-
-  function saveDraft() {
+  async function beat() {
+    if (document.hidden || !task || revising) return;
     try {
-      localStorage.setItem(draftKey(), JSON.stringify({ answers, active, note, key: task.key }));
-    } catch { /* private mode: the draft lives in memory only */ }
-  }
-
-  function clearDrafts() {
-    try {
-      Object.keys(localStorage).filter((k) => k.startsWith("reelhf:draft:")).forEach((k) => localStorage.removeItem(k));
-    } catch { /* nothing was stored */ }
-  }
-
-  function loadDraft() {
-    try {
-      return JSON.parse(localStorage.getItem(draftKey()) || "null");
-    } catch {
-      return null;
-    }
+      const { leased } = await call("/api/heartbeat", { presentation: task.presentation });
+      if (!leased) tell(say("idle"));
+    } catch { /* the next beat tries again */ }
   }
 
   // --- one task ---------------------------------------------------------------------------------
 
-  const blank = () => ({ best: null, worst: null, status: null, first: null, constrained: false, veto: null });
+  const draftName = () => `${task.presentation}${revising ? `:${revising.judgment_id}` : ""}`;
+  const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(18)), (b) => b.toString(16).padStart(2, "0")).join("");
+
+  function saveDraft() {
+    if (!task) return;
+    const { rows, active, clip } = answers;
+    drafts.save(draftName(), { rows, active, clip, note, key: task.key, watched: player.watched });
+  }
 
   async function nextTask() {
-    const view = (await call("/api/claim", {})).task;
+    const told = await call("/api/claim", {});
     progress = await call("/api/progress");
+    revising = null;
+    nothing = told.reason;
+    show(told.task);
+  }
+
+  function show(view, verdict = null) {
     task = view;
     clearInterval(heartbeat);
     player.stop();
-    document.body.dataset.state = task ? "work" : "done";
-    if (!task) {
-      clearDrafts();
-      return;
-    }
-    const draft = loadDraft();
-    answers = draft?.answers?.length === task.dimensions.length ? draft.answers : task.dimensions.map(blank);
-    active = draft ? Math.min(draft.active, answers.length - 1) : 0;
-    note = draft?.note || "";
+    Object.assign(body(), { state: task ? "work" : "done", mode: "", purpose: task?.purpose || "", kind: task?.kind || "" });
+    if (!task) return;
+    const draft = drafts.load(draftName());
+    answers = new Answers(task, say, label);
+    if (draft) answers.restore(draft.rows, draft.active, draft.clip);
+    else if (verdict) answers.restore(Answers.fromVerdict(task, verdict));
+    note = draft?.note ?? verdict?.note ?? "";
     task.key = draft?.key || randomKey();
     shownAt = performance.now();
-    playedSeconds = 0;
-    document.body.dataset.k = task.clips.length;
-    document.body.dataset.dims = task.dimensions.length;
-    player.show(task);
+    Object.assign(body(), { k: task.clips.length, dims: task.dimensions.length });
+    player.show(task, draft?.watched ?? verdict?.watched_seconds);
     heartbeat = setInterval(beat, Math.max(5, task.lease_seconds / 3) * 1000);
   }
 
-  async function beat() {
-    if (document.hidden || !task) return;
+  // A task is let through once every clip was seen; what was judged before was seen before.
+  function unseen() {
+    return task && me.must_watch && !revising ? player.unseen(me.must_watch) : [];
+  }
+
+  function obstacle() {
+    const gap = answers.missing();
+    if (gap) return gap;
+    const clips = unseen();
+    return clips.length ? [answers.active, say("needs_watching", { clips: clips.join(", ") })] : null;
+  }
+
+  // --- sending ----------------------------------------------------------------------------------
+
+  async function submit() {
+    if (!task || busy) return render();
+    if (body().mode === "feedback") return goOn();
+    const gap = obstacle();
+    if (gap) {
+      answers.active = gap[0];
+      status = gap[1];
+      return render();
+    }
+    if (me.confirm_pairs && body().mode !== "confirm" && answers.toConfirm().length) {
+      player.pause();
+      body().mode = "confirm";
+      status = "";
+      return render();
+    }
+    const asked = body().mode === "confirm" ? answers.toConfirm() : [];
+    asked.forEach((i) => { answers.rows[i].confirmed ??= true; });
+    busy = true;
+    body().mode = "";
+    status = say("saving");
+    sending = task.key;
+    await outbox.add({
+      presentation: task.presentation,
+      idempotency_key: task.key,
+      revises: revising?.judgment_id ?? null,
+      verdict: {
+        choices: answers.payload(),
+        note,
+        seconds: (performance.now() - shownAt) / 1000,
+        watched_seconds: player.watched.map((s) => Math.round(s * 10) / 10),
+        language,
+      },
+    });
+    return render();
+  }
+
+  // What became of an answer: of the one this page waits for, or of one from before a reload.
+  async function told({ receipt, error, kept, body: sent }) {
+    const ours = sent.idempotency_key === sending;
+    if (kept) {
+      status = keeps() ? say("kept") : `${say("kept")} ${say("storage_off")}`;
+      if (outbox.waiting > 1) status += ` ${say("waiting", { count: outbox.waiting })}`;
+      refresh();
+      return;
+    }
+    if (error && error.status === 422 && ours) {
+      answersArrived();
+      status = say("not_saved", { reason: error.message });
+      refresh();
+      return;
+    }
+    drafts.drop(sent.revises ? `${sent.presentation}:${sent.revises}` : sent.presentation);
+    if (error) status = say("not_saved", { reason: error.message });
+    else {
+      const time = new Date(receipt.submitted_ms).toLocaleTimeString(language);
+      status = say(receipt.revision ? "changed" : "saved", { id: receipt.judgment_id, time });
+    }
+    if (ours && receipt && explain(receipt)) {
+      answersArrived();
+      player.pause();
+      body().mode = "feedback";
+      refresh();
+      return;
+    }
+    if (ours || !task) await move(nextTask);
+    if (ours) answersArrived();
+    refresh();
+  }
+
+  function answersArrived() {
+    busy = false;
+    sending = "";
+  }
+
+  // Claims until the network is back: an answer that waits must not be the last thing one can do.
+  async function move(act) {
+    const kept = status;
     try {
-      const { leased } = await call("/api/heartbeat", { presentation: task.presentation });
-      if (!leased) say("This task was idle for long and may have gone to someone else. You can still submit it.");
-    } catch { /* the next beat tries again */ }
-  }
-
-  const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(18)), (b) => b.toString(16).padStart(2, "0")).join("");
-
-  // --- admissibility (the server checks again) -----------------------------------------------------
-
-  const complete = (a) => a.best !== null && a.worst !== null;
-  const settled = (a) => complete(a) && !a.status && !a.veto;
-  const answered = (a) => Boolean(a.status) || (complete(a) && !a.veto);
-  const clash = (a, b) => a[0] === b[1] || a[1] === b[0];
-  const pair = (a) => [a.best, a.worst];
-  const label = (i) => task.questions[task.dimensions[i]].label;
-
-  function clashOf(index, candidate) {
-    return answers.findIndex((other, i) => i !== index && settled(other) && clash(candidate, pair(other)));
-  }
-
-  function reasonFor(index, other) {
-    const a = answers[index], b = answers[other], parts = [];
-    if (a.best === b.worst) parts.push(`**${LETTERS[a.best]}** is your best for *${label(index)}* but your worst for *${label(other)}*`);
-    if (a.worst === b.best) parts.push(`**${LETTERS[a.worst]}** is your worst for *${label(index)}* but your best for *${label(other)}*`);
-    return parts.join(", and ");
-  }
-
-  function openPairs(index) {
-    const found = [];
-    for (let best = 0; best < task.clips.length; best++)
-      for (let worst = 0; worst < task.clips.length; worst++)
-        if (best !== worst && clashOf(index, [best, worst]) < 0) found.push([best, worst]);
-    return found;
-  }
-
-  // Checks the row that was just changed, then frees the rows whose reason for a veto has gone.
-  function settle(index) {
-    const a = answers[index];
-    a.veto = null;
-    if (complete(a) && !a.status) {
-      if (!a.constrained) a.first = pair(a); // the free pick: kept whatever the rule says next
-      const other = clashOf(index, pair(a));
-      if (other >= 0) {
-        a.veto = { other, reason: reasonFor(index, other) };
-        a.constrained = true;
-      }
+      await act();
+      status = kept;
+    } catch (error) {
+      if (error.status && error.status < 500) throw error;
+      status = `${kept} ${say("no_connection")}`;
+      setTimeout(() => { move(act).then(refresh); }, RETRY_MS);
     }
-    answers.forEach((row, i) => {
-      if (i === index || !row.first) return;
-      const free = clashOf(i, row.first) < 0;
-      if (row.veto && complete(row)) {
-        const other = clashOf(i, pair(row));
-        row.veto = other < 0 ? null : { other, reason: reasonFor(i, other) };
-        if (!row.veto && String(pair(row)) === String(row.first)) row.constrained = false;
-      } else if (row.status === "no_valid_pair" && free) {
-        Object.assign(row, { best: row.first[0], worst: row.first[1], status: null, constrained: false });
-      }
+  }
+
+  // Practice and exam: what was expected. True if there is anything to read.
+  function explain({ feedback: graded, exam }) {
+    const lines = graded.map((g) => {
+      const dimension = question(g.dimension).label;
+      const why = g.why?.[language] ?? g.why?.en ?? "";
+      const text = g.correct ? say("right", { dimension }) : say("wrong", { dimension, expected: expected(g) });
+      return `- ${text}${why ? `. ${why}` : ""}`;
     });
-  }
-
-  function choose(index, kind, slot) {
-    const a = answers[index];
-    if (kind !== "status" && slot >= task.clips.length) return;
-    // Changing a pick because another row was vetoed by it is no longer a free choice.
-    const blamed = answers.some((row) => row.veto && row.veto.other === index);
-    if (blamed && settled(a)) a.constrained = true;
-    status = "";
-    if (kind === "status") {
-      Object.assign(a, { best: null, worst: null, status: slot });
-      if (!a.constrained) a.first = null;
-    } else {
-      a.status = null;
-      a[kind] = slot;
-      const opposite = kind === "best" ? "worst" : "best";
-      if (a[opposite] === slot) a[opposite] = null;
+    if (lines.length) lines.unshift(`${say("practice_result", { correct: graded.filter((g) => g.correct).length, asked: graded.length })}\n`);
+    if (exam) {
+      const name = exam.passed ? "exam_passed" : exam.attempts_left ? "exam_failed_again" : "exam_failed";
+      lines.push(say(name, { ...exam, left: exam.attempts_left, percent: Math.round(exam.threshold * 100) }));
     }
-    settle(index);
-    active = index;
-    if (answered(a)) {
-      const next = answers.findIndex((row) => !answered(row));
-      if (next >= 0) active = next;
+    feedback = lines.join("\n");
+    return lines.length > 0;
+  }
+
+  function expected(g) {
+    if (g.tie) return say("expect_tie");
+    if (g.scores) return say("expect_scores", { scores: g.scores.map((s, i) => `${LETTERS[i]} ${s ?? "–"}`).join(", ") });
+    const parts = [];
+    if (g.best !== null) parts.push(say("expect_best", { clip: LETTERS[g.best] }));
+    if (g.worst !== null) parts.push(say("expect_worst", { clip: LETTERS[g.worst] }));
+    return parts.join(", ");
+  }
+
+  async function goOn() {
+    if (body().mode !== "feedback") return render();
+    feedback = "";
+    await move(nextTask);
+    return render();
+  }
+
+  async function passOn(path, sent, done) {
+    if (!task || busy) return render();
+    busy = true;
+    try {
+      await call(path, { presentation: task.presentation, note, ...sent });
+      drafts.drop(draftName());
+      status = done;
+      await move(nextTask);
+    } catch (error) {
+      status = say("not_skipped", { reason: error.status ? error.message : say("no_connection") });
+    } finally {
+      busy = false;
     }
-    saveDraft();
+    return render();
   }
 
-  function payload() {
-    return task.dimensions.map((dimension, i) => {
-      const a = answers[i], state = a.status || "ok";
-      return {
-        dimension,
-        status: state,
-        best: state === "ok" ? a.best : null,
-        worst: state === "ok" ? a.worst : null,
-        first_best: a.first ? a.first[0] : null,
-        first_worst: a.first ? a.first[1] : null,
-        constrained: a.constrained && state !== "no_valid_pair",
-      };
-    });
-  }
+  const skip = (reason) => (reason ? passOn("/api/skip", { reason }, say("skipped")) : render());
+  const flag = (kind) => (kind ? passOn("/api/flag", { flag: kind }, say("flagged")) : render());
 
-  function missing() {
-    for (let i = 0; i < answers.length; i++) {
-      const a = answers[i];
-      if (a.veto) return [i, `${label(i)} has a pair that clashes with ${label(a.veto.other)}`];
-      if (!answered(a)) {
-        const what = a.best === null && a.worst === null ? "an answer" : a.best === null ? "a best clip" : "a worst clip";
-        return [i, `${label(i)} still needs ${what}`];
+  // To what was judged last; again, to the one before.
+  async function back() {
+    if (busy) return render();
+    busy = true;
+    try {
+      const { reopened } = await call("/api/back", { before: revising?.root ?? null });
+      if (!reopened) status = say("nothing_back");
+      else {
+        saveDraft();
+        revising = { judgment_id: reopened.judgment_id, root: reopened.root };
+        status = "";
+        show(reopened.task, reopened.verdict);
       }
+    } catch (error) {
+      status = error.status ? error.message : say("no_connection");
+    } finally {
+      busy = false;
     }
-    return null;
+    return render();
   }
 
   // --- showing ----------------------------------------------------------------------------------
 
-  function say(text) {
+  function tell(text) {
     status = text;
     refresh();
   }
@@ -230,78 +297,182 @@
     document.getElementById("refresh")?.click();
   }
 
-  const minutes = (seconds) =>
-    seconds < 90 ? `${Math.max(10, Math.round(seconds / 10) * 10)} s` : `${Math.round(seconds / 60)} min`;
+  function minutes(seconds) {
+    if (seconds < 90) return say("seconds", { n: Math.max(10, Math.round(seconds / 10) * 10) });
+    return say("minutes", { n: Math.round(seconds / 60) });
+  }
 
   function progressText() {
     if (!progress) return "";
-    const left = progress.wanted - progress.judged;
-    if (!task) return `**${progress.judged}** judged`;
-    let text = `**${progress.judged}** of ${progress.wanted} judged`;
-    if (left <= 0) return `${text}: all that was asked. Thank you! You may go on.`;
-    if (progress.eta_seconds !== null) text += ` · about ${minutes(progress.eta_seconds)} left`;
-    return text;
+    const { judged, wanted } = progress;
+    if (!task) return say("judged", { judged });
+    if (words[language][`${task.purpose}_intro`]) return say(`${task.purpose}_intro`);
+    const parts = [];
+    if (revising) parts.push(`**${say("changing", { id: revising.judgment_id })}**`);
+    else if (task.purpose === "adjudication") parts.push(`**${say("purpose_adjudication")}**`);
+    parts.push(say("judged_of", { judged, wanted }));
+    if (judged >= wanted) parts.push(say("all_asked"));
+    else if (progress.eta_seconds !== null) parts.push(say("left", { time: minutes(progress.eta_seconds) }));
+    return parts.join(" · ");
+  }
+
+  function heads() {
+    if (!task) return ["", "", ""];
+    const keys = (shift) => `\`${shift}1\`–\`${shift}${task.clips.length}\``;
+    if (task.kind === "score") return [`${say("score", { clip: LETTERS[answers.clip] })}  ${say("score_hint")}`, "", say("or")];
+    const best = say(task.kind === "gsb" ? "better" : "best");
+    return [`${best}  ${keys("")}`, task.kind === "gsb" ? "" : `${say("worst")}  ${keys("⇧")}`, say("or")];
+  }
+
+  function questionText(index) {
+    const dimension = task.dimensions[index], q = question(dimension);
+    const lines = [`**${q.label}** ${q.question}`, q.help];
+    if (task.kind === "score") {
+      const { scores } = answers.rows[index];
+      lines.push(task.clips.map((c, i) => (i === answers.clip ? `**${c.letter} ${scores[i] ?? "–"}**` : `${c.letter} ${scores[i] ?? "–"}`)).join(" · "));
+    }
+    const said = task.opinions?.[dimension];
+    if (said?.length) lines[1] = say("said", { list: said.map(opinion).join("; ") });
+    return lines.join("\n\n");
+  }
+
+  function opinion({ status: state, best, worst, scores }) {
+    if (scores) return scores.map((s, i) => `${LETTERS[i]} ${s}`).join(" ");
+    if (state !== "ok" || best === null) return say(`said_${state === "ok" ? "tie" : state}`);
+    return say("over", { best: LETTERS[best], worst: LETTERS[worst] });
+  }
+
+  function vetoText(index) {
+    if (index < 0) return "";
+    const reason = answers.reasonFor(index, answers.rows[index].veto);
+    const none = answers.openPairs(index).length ? "" : ` ${say("no_open_pair")}`;
+    return `${reason}. ${say("clash_end")}${none}`;
+  }
+
+  function confirmText() {
+    if (body().mode !== "confirm") return "";
+    const pairs = answers.toConfirm().map((i, n) => {
+      const a = answers.rows[i];
+      return say("confirm_pair", { number: n + 1, dimension: label(i), best: LETTERS[a.best], worst: LETTERS[a.worst] });
+    });
+    return `${say("confirm")} ${say("confirm_how")}\n\n${pairs.join(" · ")}`;
+  }
+
+  function markedWorse() {
+    if (body().mode !== "confirm") return [];
+    return answers.toConfirm().flatMap((i, n) => (answers.rows[i].confirmed === false ? [String(n + 1)] : []));
+  }
+
+  function doneText() {
+    if (task) return "";
+    const judged = progress?.judged || 0;
+    return say(nothing === "empty" ? (judged ? "done" : "done_empty") : `done_${nothing}`, { judged });
   }
 
   function render() {
-    const fill = (make) => Array.from({ length: ROWS }, (_, i) => (task && i < answers.length ? make(answers[i], i) : null));
+    const fill = (make) =>
+      Array.from({ length: ROWS }, (_, i) => (task && i < answers.rows.length ? make(answers.rows[i], i) : null));
     const letter = (slot) => (slot === null ? null : LETTERS[slot]);
-    const question = (_, i) => {
-      const q = task.questions[task.dimensions[i]];
-      return `**${q.label}** ${q.question}\n\n${q.help}`;
-    };
-    const vetoed = answers.findIndex((a) => a.veto);
-    let vetoText = "";
-    if (task && vetoed >= 0) {
-      vetoText = `${answers[vetoed].veto.reason}. A clip cannot be both.`;
-      if (!openPairs(vetoed).length) vetoText += " No other pair is open.";
-    }
+    const vetoed = task ? answers.vetoed() : -1;
     decorate(vetoed);
     return [
       task ? task.prompt : "",
       progressText(),
-      ...fill(question),
+      ...heads(),
+      ...fill((_, i) => questionText(i)),
       ...fill((a) => letter(a.best)),
       ...fill((a) => letter(a.worst)),
       ...fill((a) => (a.status === "no_valid_pair" ? null : a.status)),
-      vetoText,
+      ...fill((a) => (a.scores[answers.clip] ? String(a.scores[answers.clip]) : null)),
+      vetoText(vetoed),
+      task ? confirmText() : "",
+      task ? markedWorse() : [],
+      feedback,
       note,
       status,
+      doneText(),
     ];
   }
 
-  // Marks that no Gradio property carries: the active row, blocked letters, and the rings around the clips.
+  // The words of what never changes but with the language.
+  function renderWords() {
+    const update = (values) => ({ __type__: "update", ...values });
+    const reasons = (name, list) => update({ choices: list.map((r) => [say(`${name}_${r}`), r]), label: say(`${name}_why`) });
+    const others = update({ choices: [[say("tie"), "tie"], [say("cannot_judge"), "cannot_judge"]] });
+    player.translate();
+    const guide = me.guide[language] ?? me.guide.en ?? "";
+    return [
+      say(isDark() ? "light" : "dark"),
+      ...["language", "guide_button", "help_button", "sign_out", "another", "no_pair", "confirm_yes"].map((name) => say(name)),
+      ...["cancel", "cancel", "cancel", "go_on", "back", "flag", "skip", "submit", "keys"].map((name) => say(name)),
+      guide,
+      ...Array.from({ length: ROWS }, () => others),
+      reasons("skip", me.skip_reasons),
+      reasons("flag", me.flags),
+      update({ placeholder: say("note") }),
+      update({ label: say("prompt") }),
+    ];
+  }
+
+  const renderAll = () => [...render(), ...renderWords()];
+
+  // Marks that no Gradio property carries: the active row, blocked letters, labels for screen readers, rings around the clips.
   function decorate(vetoed) {
-    document.body.dataset.veto = vetoed >= 0 ? "1" : "";
+    body().veto = vetoed >= 0 ? "1" : "";
+    body().pairs = task && body().mode === "confirm" ? answers.toConfirm().length : "";
+    document.documentElement.lang = language;
     document.documentElement.style.setProperty(
       "--done-fraction", progress && progress.wanted ? Math.min(1, progress.judged / progress.wanted) : 0);
-    for (let i = 0; i < ROWS; i++) {
-      const row = document.getElementById(`row-${i}`);
-      const a = answers[i];
-      if (!row || !task || !a) continue;
-      row.dataset.active = i === active ? "1" : "";
-      row.dataset.state = a.veto ? "veto" : a.status === "no_valid_pair" ? "none" : answered(a) ? "ok" : "";
-      for (const kind of ["best", "worst"]) {
-        row.querySelectorAll(`.${kind} label`).forEach((element, slot) => {
-          const trial = kind === "best" ? [slot, -1] : [-1, slot];
-          element.dataset.blocked = a.constrained && clashOf(i, trial) >= 0 ? "1" : "";
-        });
-      }
-    }
-    const marked = answers[vetoed >= 0 ? vetoed : active];
-    document.querySelectorAll("#player figure[data-slot]").forEach((figure) => {
-      const slot = Number(figure.dataset.slot);
-      figure.dataset.mark = !marked ? "" : marked.best === slot ? "best" : marked.worst === slot ? "worst" : "";
-    });
-    const submit = document.getElementById("submit");
-    if (submit) submit.dataset.ready = task && !missing() ? "1" : "";
+    for (const [id, role] of [["status", "status"], ["veto", "alert"], ["confirm", "alert"], ["feedback", "alert"]])
+      document.getElementById(id)?.setAttribute("role", role);
+    for (let i = 0; i < ROWS; i++) decorateRow(i);
+    markClips(vetoed);
+    gate();
     requestAnimationFrame(fit);
-    const done = document.getElementById("done");
-    if (done && document.body.dataset.state === "done") {
-      done.textContent = progress && progress.judged
-        ? `Nothing is left to judge. You judged ${progress.judged}. Thank you!`
-        : "There is nothing to judge yet. This page looks again every minute.";
+  }
+
+  function decorateRow(index) {
+    const row = document.getElementById(`row-${index}`);
+    const a = answers?.rows[index];
+    if (!row || !task || !a) return;
+    const state = a.veto !== null ? "veto" : a.status === "no_valid_pair" ? "none" : answers.answered(a) ? "ok" : "";
+    Object.assign(row.dataset, { active: index === answers.active ? "1" : "", state, none: say("no_pair_mark") });
+    row.setAttribute("role", "group");
+    row.setAttribute("aria-label", label(index));
+    for (const kind of ["best", "worst", "other", "score"]) {
+      const radios = row.querySelector(`.letters.${kind}`);
+      radios?.setAttribute("role", "radiogroup");
+      radios?.setAttribute("aria-label", say(`row_${kind}`, { dimension: label(index), clip: LETTERS[answers.clip] }));
     }
+    for (const kind of ["best", "worst"]) {
+      row.querySelectorAll(`.${kind} label`).forEach((element, slot) => {
+        const trial = kind === "best" ? [slot, -1] : [-1, slot];
+        element.dataset.blocked = a.constrained && answers.clashOf(index, trial) >= 0 ? "1" : "";
+      });
+    }
+  }
+
+  function markClips(vetoed) {
+    if (!task) return;
+    const marked = answers.rows[vetoed >= 0 ? vetoed : answers.active];
+    task.clips.forEach((_, slot) => {
+      let mark = marked.best === slot ? "best" : marked.worst === slot ? "worst" : "";
+      if (task.kind === "score") mark = slot === answers.clip ? "scored" : "";
+      player.mark(slot, mark);
+    });
+  }
+
+  // The button says by its look whether Enter would do; what is missing is said when it is pressed.
+  function gate() {
+    const submitButton = document.getElementById("submit");
+    if (!submitButton) return;
+    const open = task && !busy && !obstacle();
+    submitButton.dataset.ready = open ? "1" : "";
+    submitButton.setAttribute("aria-disabled", open ? "false" : "true");
+    const waiting = unseen();
+    player.stage?.querySelectorAll("figure[data-letter]").forEach((figure) => {
+      figure.dataset.unseen = waiting.includes(figure.dataset.letter) ? "1" : "";
+    });
   }
 
   // The clips get all the height the rest of the page leaves, so that a task never needs scrolling; the veto line has its place kept.
@@ -309,189 +480,21 @@
     const stage = document.querySelector("#player .stage");
     const video = stage?.querySelector("video");
     if (!task || !video || window.innerWidth <= NARROW_PIXELS) return;
-    const bottom = Math.max(...["actions", "skip-panel"].map((id) => document.getElementById(id).getBoundingClientRect().bottom));
-    const rest = bottom + window.scrollY - stage.getBoundingClientRect().height;
-    const kept = document.body.dataset.veto || document.body.dataset.mode === "skip" ? 0 : VETO_PIXELS;
+    const below = ["actions", "skip-panel", "flag-panel", "confirm", "feedback"].map((id) => document.getElementById(id).getBoundingClientRect().bottom);
+    const rest = Math.max(...below) + window.scrollY - stage.getBoundingClientRect().height;
+    const kept = body().veto || body().mode ? 0 : VETO_PIXELS;
     const aspect = video.videoWidth ? video.videoWidth / video.videoHeight : 1;
-    const count = stage.children.length;
-    const whole = (stage.clientWidth - GAP_PIXELS * (count - 1)) / count / aspect;
-    const height = Math.max(MIN_PIXELS, Math.min(window.innerHeight - rest - kept - 14, whole, MAX_PIXELS));
-    stage.style.setProperty("--clip-height", `${Math.floor(height)}px`);
-    stage.style.setProperty("--clip-width", `${Math.floor(height * aspect)}px`);
-  }
-
-  // --- the player: one master clock ----------------------------------------------------------------
-
-  const player = {
-    videos: [],
-    playing: false,
-    rate: 1,
-    timer: null,
-    fps: 8,
-    last: 0,
-
-    show(view) {
-      const box = document.getElementById("player");
-      box.replaceChildren();
-      this.fps = view.fps;
-      this.rate = 1;
-      const stage = element("div", "stage");
-      if (view.first_frame_url) {
-        const figure = element("figure", "first-frame");
-        const picture = element("img");
-        picture.src = view.first_frame_url;
-        picture.alt = "The given first frame";
-        figure.append(picture, element("figcaption", "", "First frame"));
-        stage.append(figure);
-      }
-      this.videos = view.clips.map((clip, slot) => {
-        const figure = element("figure");
-        figure.dataset.slot = slot;
-        const video = element("video");
-        Object.assign(video, { src: clip.url, muted: true, playsInline: true, preload: "auto", disablePictureInPicture: true });
-        video.setAttribute("aria-label", `Clip ${clip.letter}`);
-        video.addEventListener("click", () => this.toggle());
-        video.addEventListener("loadedmetadata", fit);
-        video.addEventListener("error", () => {
-          figure.dataset.broken = "1";
-          say(`Clip ${clip.letter} does not play. Skip the task with the reason “a clip is broken”.`);
-        });
-        figure.append(video, element("figcaption", "", clip.letter), element("span", "mark"));
-        stage.append(figure);
-        return video;
-      });
-      box.append(stage, this.controls());
-      this.playing = true;
-      Promise.all(this.videos.map(ready)).then(() => {
-        if (this.videos.length && task === view && this.playing) this.play();
-      });
-    },
-
-    controls() {
-      const bar = element("div", "controls");
-      this.button = element("button", "play", "Pause");
-      this.button.addEventListener("click", () => this.toggle());
-      this.scrubber = element("input", "scrub");
-      Object.assign(this.scrubber, { type: "range", min: 0, max: 1000, value: 0 });
-      this.scrubber.setAttribute("aria-label", "Position in the clips");
-      this.scrubber.addEventListener("input", () => {
-        this.pause();
-        this.seek((this.scrubber.value / 1000) * this.duration());
-      });
-      this.clock = element("span", "clock");
-      const back = element("button", "", "‹ ,");
-      back.title = "One frame back";
-      back.addEventListener("click", () => this.step(-1));
-      const forward = element("button", "", ". ›");
-      forward.title = "One frame forward";
-      forward.addEventListener("click", () => this.step(1));
-      this.speed = element("button", "speed", "1×");
-      this.speed.title = "Speed";
-      this.speed.addEventListener("click", () => this.slower());
-      bar.append(this.button, back, forward, this.scrubber, this.clock, this.speed);
-      bar.querySelectorAll("button").forEach((b) => b.addEventListener("click", () => b.blur()));
-      return bar;
-    },
-
-    duration() {
-      const length = this.videos[0]?.duration;
-      return Number.isFinite(length) ? length : 0;
-    },
-
-    play() {
-      if (!this.videos.length) return;
-      this.playing = true;
-      const start = this.videos[0].ended || this.videos[0].currentTime >= this.duration() - 0.5 / this.fps ? 0 : this.videos[0].currentTime;
-      this.videos.forEach((v) => {
-        v.currentTime = start;
-        v.playbackRate = this.rate;
-      });
-      this.videos.forEach((v) => v.play().catch(() => {}));
-      this.last = performance.now();
-      clearInterval(this.timer);
-      this.timer = setInterval(() => this.tick(), 50);
-      this.paint();
-    },
-
-    // Keeps every clip on the first one's clock, and starts all over together at the end.
-    tick() {
-      const now = performance.now();
-      if (this.playing && !document.hidden) playedSeconds += (now - this.last) / 1000;
-      this.last = now;
-      const [master, ...rest] = this.videos;
-      if (!master) return;
-      if (master.ended) {
-        this.play();
-        return;
-      }
-      for (const video of rest) {
-        if (video.readyState < 2 || video.ended) continue;
-        const drift = video.currentTime - master.currentTime;
-        if (Math.abs(drift) > HARD_SEEK_SECONDS) video.currentTime = master.currentTime;
-        video.playbackRate = this.rate * (Math.abs(drift) < NUDGE_SECONDS ? 1 : drift > 0 ? 1 - NUDGE : 1 + NUDGE);
-      }
-      this.paint();
-    },
-
-    pause() {
-      this.playing = false;
-      clearInterval(this.timer);
-      this.videos.forEach((v) => v.pause());
-      this.paint();
-    },
-
-    stop() {
-      this.pause();
-      this.videos.forEach((v) => v.removeAttribute("src"));
-      this.videos = [];
-    },
-
-    toggle() {
-      if (this.playing) this.pause();
-      else this.play();
-    },
-
-    seek(seconds) {
-      this.videos.forEach((v) => { v.currentTime = seconds; });
-      this.paint(seconds);
-    },
-
-    // To the middle of a frame: its edge can show either neighbour.
-    step(frames) {
-      this.pause();
-      if (!this.videos.length) return;
-      const last = Math.max(0, Math.round(this.duration() * this.fps) - 1);
-      const current = Math.floor(this.videos[0].currentTime * this.fps + 1e-3);
-      this.seek((Math.min(last, Math.max(0, current + frames)) + 0.5) / this.fps);
-    },
-
-    slower() {
-      this.rate = RATES[(RATES.indexOf(this.rate) + 1) % RATES.length];
-      this.videos.forEach((v) => { v.playbackRate = this.rate; });
-      this.speed.textContent = `${this.rate}×`;
-    },
-
-    paint(at) {
-      if (!this.button) return;
-      const seconds = at ?? this.videos[0]?.currentTime ?? 0;
-      this.button.textContent = this.playing ? "Pause" : "Play";
-      this.scrubber.value = this.duration() ? (seconds / this.duration()) * 1000 : 0;
-      this.clock.textContent = `${seconds.toFixed(1)} / ${this.duration().toFixed(1)} s`;
-    },
-  };
-
-  function ready(video) {
-    return new Promise((resolve) => {
-      if (video.readyState >= 4) resolve();
-      for (const name of ["canplaythrough", "error"]) video.addEventListener(name, resolve, { once: true });
+    const count = player.zoomed >= 0 ? 1 : stage.children.length;
+    const sizes = [1, 2].map((lines) => {
+      const across = Math.ceil(count / lines);
+      const whole = (stage.clientWidth - GAP_PIXELS * (across - 1)) / across / aspect;
+      const room = (window.innerHeight - rest - kept - 14 - GAP_PIXELS * (lines - 1)) / lines;
+      return [Math.floor(Math.max(MIN_PIXELS, Math.min(room, whole, MAX_PIXELS))), across];
     });
-  }
-
-  function element(tag, className = "", text = "") {
-    const made = document.createElement(tag);
-    if (className) made.className = className;
-    if (text) made.textContent = text;
-    return made;
+    const [height, across] = sizes[count > PER_LINE && sizes[1][0] > sizes[0][0] ? 1 : 0];
+    stage.style.setProperty("--clip-height", `${height}px`);
+    stage.style.setProperty("--clip-width", `${Math.floor(height * aspect)}px`);
+    stage.style.setProperty("--across", across);
   }
 
   // --- keys -------------------------------------------------------------------------------------
@@ -499,10 +502,13 @@
   function onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const target = event.target;
-    const typing = target.tagName === "TEXTAREA" || (target.tagName === "INPUT" && !["radio", "range", "checkbox"].includes(target.type));
+    const typing = target.tagName === "TEXTAREA" || (target.tagName === "INPUT" && !SLIDER.has(target.type));
     if (event.code === "Escape") {
+      const idle = !typing && !body().mode && !body().help && !body().guide && player.zoomed < 0;
       target.blur();
-      document.body.dataset.help = "";
+      if (idle && revising && !busy) move(nextTask).then(refresh);
+      Object.assign(body(), { help: "", guide: "" });
+      if (player.zoomed >= 0) player.zoom(-1);
       closePanels();
       refresh();
       return;
@@ -518,179 +524,186 @@
   }
 
   function command(event) {
-    const digit = /^(?:Digit|Numpad)(\d)$/.exec(event.code)?.[1];
-    if (event.key === "?") return () => { toggleHelp(); };
-    if (!task || busy) return null;
-    if (document.body.dataset.mode === "skip") {
-      const reason = digit && me.skip_reasons[Number(digit) - 1];
-      return reason ? () => skip(reason).then(refresh) : null;
-    }
+    const digit = Number(/^(?:Digit|Numpad)(\d)$/.exec(event.code)?.[1] ?? NaN);
     const act = (work) => () => { work(); refresh(); };
-    if (digit === "0") return () => player.seek(0);
-    if (digit && digit <= task.clips.length)
-      return act(() => choose(active, event.shiftKey ? "worst" : "best", Number(digit) - 1));
+    if (event.key === "?") return () => toggle("help");
+    if (event.code === "KeyG") return () => toggle("guide");
+    if (busy) return null;
+    if (event.code === "KeyB" && body().mode !== "feedback") return () => back().then(refresh);
+    if (!task) return null;
+    const enter = event.code === "Enter" || event.code === "NumpadEnter";
+    switch (body().mode) {
+      case "skip": return me.skip_reasons[digit - 1] ? () => skip(me.skip_reasons[digit - 1]).then(refresh) : null;
+      case "flag": return me.flags[digit - 1] ? () => flag(me.flags[digit - 1]).then(refresh) : null;
+      case "feedback": return enter ? () => goOn().then(refresh) : null;
+      case "confirm":
+        if (enter || event.code === "KeyY") return () => submit().then(refresh);
+        return digit >= 1 ? act(() => toggleWorse(digit - 1)) : null;
+      default:
+    }
+    if (digit === 0) return () => player.seek(0);
+    if (task.kind === "score" && digit <= 5) return act(() => choose(answers.active, "score", digit));
+    if (task.kind !== "score" && digit <= task.clips.length)
+      return act(() => choose(answers.active, event.shiftKey ? "worst" : "best", digit - 1));
     const worst = WORST_KEYS.indexOf(event.code);
-    if (worst >= 0) return act(() => choose(active, "worst", worst));
+    if (worst >= 0 && task.kind !== "score") return act(() => choose(answers.active, "worst", worst));
+    const row = (by) => act(() => { answers.active = (answers.active + by + answers.rows.length) % answers.rows.length; });
+    const clip = (by) => act(() => { answers.clip = (answers.clip + by + task.clips.length) % task.clips.length; });
     switch (event.code) {
-      case "KeyT": return act(() => choose(active, "status", "tie"));
-      case "KeyU": return act(() => choose(active, "status", "cannot_judge"));
-      case "KeyN": case "ArrowDown": return act(() => { active = (active + 1) % answers.length; });
-      case "KeyP": case "ArrowUp": return act(() => { active = (active + answers.length - 1) % answers.length; });
-      case "KeyC": return act(chooseAnother);
-      case "KeyX": return act(noValidPair);
-      case "KeyS": return act(openSkip);
+      case "KeyT": return task.kind === "score" ? null : act(() => choose(answers.active, "status", "tie"));
+      case "KeyU": return act(() => choose(answers.active, "status", "cannot_judge"));
+      case "KeyN": case "ArrowDown": return row(1);
+      case "KeyP": case "ArrowUp": return row(-1);
+      case "ArrowLeft": return task.kind === "score" ? clip(-1) : null;
+      case "ArrowRight": return task.kind === "score" ? clip(1) : null;
+      case "KeyC": return act(() => change(() => answers.chooseAnother()));
+      case "KeyX": return act(() => change(() => answers.noValidPair()));
+      case "KeyS": return act(() => openPanel("skip"));
+      case "KeyF": return act(() => openPanel("flag"));
       case "KeyM": return () => noteField()?.focus();
+      case "KeyZ": return () => player.zoomNext();
+      case "KeyL": return () => player.setLoop(!player.loop);
+      case "Minus": return () => player.faster(-1);
+      case "Equal": return () => player.faster(1);
       case "Space": return () => player.toggle();
       case "Comma": return () => player.step(-1);
       case "Period": return () => player.step(1);
-      case "Enter": case "NumpadEnter": return () => submit().then(refresh);
-      default: return null;
+      default: return enter ? () => submit().then(refresh) : null;
     }
   }
 
   // --- what the components call -------------------------------------------------------------------
 
+  function change(work) {
+    status = "";
+    work();
+    saveDraft();
+  }
+
+  function choose(row, kind, value) {
+    if (body().mode === "confirm") body().mode = "";
+    change(() => answers.choose(row, kind, value));
+    const a = answers.rows[row];
+    if (a.best !== null && a.worst !== null)
+      player.announce(say("say_pair", { dimension: label(row), best: LETTERS[a.best], worst: LETTERS[a.worst] }));
+  }
+
   function picked(row, kind, value) {
-    if (task && !busy && row < answers.length && value !== null && value !== undefined)
-      choose(row, kind, kind === "status" ? value : LETTERS.indexOf(value));
+    if (task && !busy && body().mode !== "feedback" && row < answers.rows.length && value !== null && value !== undefined) {
+      const said = kind === "status" ? value : kind === "score" ? Number(value) : LETTERS.indexOf(value);
+      choose(row, kind, said);
+    }
     return render();
   }
 
   function chooseAnother() {
-    const index = answers.findIndex((a) => a.veto);
-    if (index < 0) return render();
-    Object.assign(answers[index], { best: null, worst: null, veto: null, status: null });
-    active = index;
-    settle(index);
-    saveDraft();
+    if (task) change(() => answers.chooseAnother());
     return render();
   }
 
   function noValidPair() {
-    const index = answers.findIndex((a) => a.veto);
-    if (index < 0) return render();
-    Object.assign(answers[index], { best: null, worst: null, veto: null, status: "no_valid_pair" });
-    settle(index);
-    const next = answers.findIndex((a) => !answered(a));
-    active = next < 0 ? index : next;
+    if (task) change(() => answers.noValidPair());
+    return render();
+  }
+
+  function toggleWorse(position) {
+    const index = answers.toConfirm()[position];
+    if (index === undefined) return;
+    const a = answers.rows[index];
+    a.confirmed = a.confirmed === false ? null : false;
     saveDraft();
+  }
+
+  function markWorse(marked) {
+    if (task) answers.toConfirm().forEach((i, n) => { answers.rows[i].confirmed = marked.includes(String(n + 1)) ? false : null; });
     return render();
   }
 
-  async function submit() {
-    if (!task || busy) return render();
-    const gap = missing();
-    if (gap) {
-      active = gap[0];
-      status = `${gap[1]}.`;
-      return render();
-    }
-    busy = true;
-    status = "Saving…";
-    try {
-      const receipt = await call("/api/submit", {
-        presentation: task.presentation,
-        idempotency_key: task.key,
-        verdict: {
-          choices: payload(),
-          note,
-          seconds: (performance.now() - shownAt) / 1000,
-          watched_seconds: task.clips.map(() => Math.round(playedSeconds * 10) / 10),
-        },
-      });
-      clearDrafts();
-      status = `Saved as #${receipt.judgment_id} at ${new Date(receipt.submitted_ms).toLocaleTimeString()}.`;
-      const kept = status;
-      await nextTask();
-      status = kept;
-    } catch (error) {
-      if (error.status === 409) {
-        clearDrafts();
-        status = `${error.message}.`;
-        await nextTask();
-      } else {
-        status = error.status === 422
-          ? `Not saved: ${error.message}.`
-          : "Not saved: the server cannot be reached. Your answers are kept here; press Enter to try again.";
-      }
-    } finally {
-      busy = false;
-    }
-    return render();
-  }
+  const confirm = () => submit();
 
-  function openSkip() {
-    if (task) document.body.dataset.mode = "skip";
+  function openPanel(name) {
+    if (task && !busy && !revising && body().mode !== "feedback") body().mode = name;
     return render();
   }
 
   function closePanels() {
-    document.body.dataset.mode = "";
+    if (body().mode !== "feedback") body().mode = "";
     return render();
   }
 
-  async function skip(reason) {
-    if (!task || busy || !reason) return render();
-    busy = true;
-    try {
-      await call("/api/skip", { presentation: task.presentation, reason, note });
-      document.body.dataset.mode = "";
-      clearDrafts();
-      await nextTask();
-      status = "Skipped.";
-    } catch (error) {
-      status = `Not skipped: ${error.message}`;
-    } finally {
-      busy = false;
-    }
+  function toggle(name) {
+    const other = name === "help" ? "guide" : "help";
+    body()[other] = "";
+    body()[name] = body()[name] ? "" : "1";
     return render();
+  }
+
+  function switchLanguage() {
+    language = LANGUAGES[(LANGUAGES.indexOf(language) + 1) % LANGUAGES.length];
+    remember("language", language);
+    status = "";
+    return renderAll();
+  }
+
+  const isDark = () => document.body.classList.contains("dark");
+
+  function switchTheme() {
+    setTheme(isDark() ? "light" : "dark");
+    remember("theme", isDark() ? "dark" : "light");
+    return renderAll();
+  }
+
+  function setTheme(name) {
+    document.body.classList.toggle("dark", name === "dark");
+    document.documentElement.classList.toggle("dark", name === "dark");
   }
 
   // Heard at once and not through Gradio: a value that comes back late would undo what was typed meanwhile.
   function noted(event) {
     if (event.target !== noteField()) return;
     note = event.target.value;
-    if (task) saveDraft();
+    saveDraft();
   }
 
   const noteField = () => document.querySelector("#note input, #note textarea");
 
-  function toggleHelp() {
-    document.body.dataset.help = document.body.dataset.help ? "" : "1";
-    return render();
-  }
-
   async function signOut() {
-    clearDrafts();
+    drafts.clear();
     await call("/api/logout", {});
     window.location.assign(`${ROOT}/login`);
     return render();
   }
 
-  async function start(outputs) {
-    me = await call("/api/me");
-    await nextTask();
-    const values = render();
-    if (values.length !== outputs) throw new Error(`the page has ${outputs} outputs, the script ${values.length}`);
+  async function start(numView, numWords) {
+    [me, words] = await Promise.all([call("/api/me"), call("/annotate/strings.json")]);
+    language = recall("language") || (navigator.language.startsWith("zh") ? "zh" : "en");
+    if (recall("theme")) setTheme(recall("theme"));
+    outbox = new Outbox(me.id, (sent) => call("/api/submit", sent), told);
+    await outbox.flush(); // what an earlier page could not send goes before anything new
+    if (!task) await nextTask();
+    const [view, texts] = [render(), renderWords()];
+    if (view.length !== numView || texts.length !== numWords)
+      throw new Error(`the page has ${numView} + ${numWords} outputs, the script ${view.length} + ${texts.length}`);
     document.addEventListener("keydown", onKey, true);
     document.addEventListener("input", noted, true);
     document.addEventListener("pointerdown", (event) => {
       const row = event.target.closest?.(".dimension[id]");
-      if (row) active = Number(row.id.slice(4));
+      if (row && answers) answers.active = Math.min(Number(row.id.slice(4)), answers.rows.length - 1);
     });
     window.addEventListener("resize", fit);
-    document.addEventListener("visibilitychange", () => { player.last = performance.now(); });
+    window.addEventListener("pagehide", saveDraft);
     setInterval(async () => {
-      if (!task && !document.hidden) {
-        await nextTask();
+      if (!task && !busy && !document.hidden) {
+        await move(nextTask);
         refresh();
       }
-    }, 60000);
-    return render();
+    }, POLL_MS);
+    return [...view, ...texts];
   }
 
   window.reelhf = {
-    start, render, picked, chooseAnother, noValidPair, submit, openSkip, closePanels, skip, toggleHelp, signOut,
+    start, render, picked, chooseAnother, noValidPair, markWorse, confirm, submit, back, openPanel, closePanels, skip, flag, goOn,
+    toggle, switchLanguage, switchTheme, signOut,
     times: () => player.videos.map((v) => v.currentTime), // for tests of the drift
   };
 })();

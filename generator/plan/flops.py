@@ -145,17 +145,27 @@ def full_attention_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) 
     return layers.plus(edge_flops(config, grid, text_tokens))
 
 
-def training_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) -> float:
-    """Executed by forward and backward of one clip, recomputation included where `config.checkpointing` asks for it."""
+def training_flops(
+    config: DiTConfig, grid: LatentGrid, text_tokens: int, *, adapters_only: bool = False
+) -> float:
+    """Executed by forward and backward of one clip, recomputation included where `config.checkpointing` asks for it.
+
+    Args:
+        adapters_only: frozen layers have a gradient of their input only; the adapters' own products, a percent or two, are left out.
+    """
     forward = forward_flops(config, grid, text_tokens)
     executed = forward.total
-    executed += BACKWARD_OF_LINEAR * forward.linear + BACKWARD_OF_ATTENTION * forward.attention
+    of_linear = 1.0 if adapters_only else BACKWARD_OF_LINEAR
+    executed += of_linear * forward.linear + BACKWARD_OF_ATTENTION * forward.attention
     if config.checkpointing:
         again = layers_flops(config, grid, text_tokens)
         executed += again.linear if config.checkpointing == "attention" else again.total
     return executed
 
 
-def model_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) -> float:
-    """What MFU counts of a training step: three forward passes per clip, whatever is recomputed (2204.02311, appendix B)."""
-    return 3.0 * forward_flops(config, grid, text_tokens).total
+def model_flops(
+    config: DiTConfig, grid: LatentGrid, text_tokens: int, *, adapters_only: bool = False
+) -> float:
+    """What MFU counts of a training step: three forward passes per clip, whatever is recomputed (2204.02311, appendix B); two where
+    frozen layers have no gradient of their weights."""
+    return (2.0 if adapters_only else 3.0) * forward_flops(config, grid, text_tokens).total

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from annotation.records import PreferenceData, read_preferences
@@ -169,8 +170,32 @@ def _details(
             chooser=(chooser, by_scores(seen_scores, index)),
             chosen_on=chosen_on,
         )
-        found[dimension]["probes"] = probe_corruptions(model, index, clips)
+        if model.compares:
+            found[dimension]["position_flips"] = position_flips(model, subject, dimension)
+        found[dimension]["probes"] = (
+            {} if model.compares else probe_corruptions(model, index, clips)
+        )
     return found
+
+
+def position_flips(model: RewardModule, subject: Subject, dimension: str) -> float | None:
+    """Share of pairs in which a comparing model's answer depends on which clip is shown second; None without pairs."""
+    found = []
+    with torch.no_grad():
+        for task, vote in decided_pairs(subject.tasks, dimension, same_stage=None):
+            a, b = (subject.clips[task.clips[i]] for i in (vote.a, vote.b))
+            device = next(model.parameters()).device
+            first, second = (clip.frames[None].float().to(device) / 255 for clip in (a, b))
+            scores = model.score(
+                first,
+                selection=model.select(first.shape[2], a.fps),
+                fps=a.fps,
+                prompts=[task.prompt],
+                reference=second,
+            )
+            if scores.valid.all():
+                found.append(float(scores.parts["position_flip"]))
+    return sum(found) / len(found) if found else None
 
 
 def _threshold_tasks(training: Sequence[RewardTask]) -> tuple[list[RewardTask], str | None]:

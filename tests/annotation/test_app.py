@@ -15,8 +15,9 @@ from annotation.api.app import create_app
 from annotation.api.media import STATIC
 from annotation.api.server import running_server
 from annotation.api.sessions import COOKIE
-from annotation.app import build
-from annotation.records import DIMENSIONS, ClipRecord
+from annotation.app import SCRIPTS, build, strings
+from annotation.claims import FLAG_KINDS, SKIP_REASONS
+from annotation.records import DIMENSIONS, LANGUAGES, LETTERS, ClipRecord, load_guideline
 from annotation.store import Store
 from tests.annotation.annotation_cases import PASSWORD, SMALL
 
@@ -46,19 +47,22 @@ def page(
 
 
 def test_the_page_is_made_of_native_components_and_no_event_reaches_python():
-    blocks = build(num_clips=4)
+    blocks = build()
     config = blocks.get_config_file()
     kinds = Counter(component["type"] for component in config["components"])
-    assert kinds["radio"] == 3 * len(DIMENSIONS) + 1
+    assert kinds["radio"] == 4 * len(DIMENSIONS) + 2, "best, worst, score, other; skip and flag"
+    assert kinds["checkboxgroup"] == 1
     assert kinds["textbox"] == 2
-    assert kinds["button"] >= 6
+    assert kinds["button"] >= 15
     assert kinds["html"] == 1, "only the synchronised player is custom HTML"
-    assert not {"state", "video", "file", "fileexplorer", "image", "timer"} & set(kinds)
+    allowed = {"radio", "checkboxgroup", "textbox", "button", "html", "markdown", "row", "column"}
+    assert set(kinds) <= allowed | {"form"}, "nothing that keeps state, serves files or uploads"
     assert config["dependencies"]
     assert not any(dependency["backend_fn"] for dependency in config["dependencies"])
     assert all(dependency["js"] for dependency in config["dependencies"])
+    assert not any(dependency["queue"] for dependency in config["dependencies"])
     letters = [c["props"]["choices"] for c in config["components"] if c["type"] == "radio"][:2]
-    assert [value for _, value in letters[0]] == ["A", "B", "C", "D"]
+    assert [value for _, value in letters[0]] == list(LETTERS)
     assert isinstance(blocks, gr.Blocks)
 
 
@@ -67,10 +71,38 @@ def test_every_event_returns_one_value_per_output_and_names_a_function_of_the_sc
     exported = re.search(r"window\.reelhf = \{([^}]*)\}", script).group(1)
     config = build().get_config_file()
     outputs = {tuple(dependency["outputs"]) for dependency in config["dependencies"]}
-    assert len(outputs) == 1, "all events render the same view"
+    view, everything = sorted(outputs, key=len)
+    assert everything[: len(view)] == view, "all events render the view, a few the words too"
     for dependency in config["dependencies"]:
         name = re.search(r"window\.reelhf\.(\w+)\(", dependency["js"]).group(1)
         assert re.search(rf"\b{name}\b", exported), name
+        assert (len(dependency["outputs"]) > len(view)) == (
+            name in ("start", "switchLanguage", "switchTheme")
+        ), name
+
+
+def test_every_language_says_the_same_with_the_same_blanks():
+    english, chinese = (strings()[language] for language in LANGUAGES)
+    assert english.keys() == chinese.keys()
+    for name, text in english.items():
+        blanks = [sorted(re.findall(r"\{(\w+)\}", said)) for said in (text, chinese[name])]
+        assert blanks[0] == blanks[1], name
+        assert chinese[name].strip()
+    guideline = load_guideline()
+    assert set(guideline.guide) == set(LANGUAGES)
+    for question in guideline.questions.values():
+        assert set(question.translations) == {"zh"}
+        assert all(question.translations["zh"].values())
+
+
+def test_the_script_says_nothing_that_the_strings_file_does_not_know():
+    known = strings()["en"]
+    for name in SCRIPTS:
+        script = (STATIC / name).read_text()
+        for said in re.findall(r"\bsay\(\"(\w+)\"", script):
+            assert said in known, (name, said)
+    for prefix, names in (("skip", SKIP_REASONS), ("flag", FLAG_KINDS)):
+        assert all(f"{prefix}_{each}" in known for each in names)
 
 
 def test_the_page_holds_no_prompt_no_file_name_and_no_outside_address(page):

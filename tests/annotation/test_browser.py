@@ -1,8 +1,7 @@
-"""One person, one browser, a keyboard. Set REELHF_SCREENSHOTS to a folder to look at the page."""
+"""One person, one browser, a keyboard. `python -m tests.annotation.screenshots` takes the pictures in docs/images."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ from annotation.config import AnnotateConfig
 from annotation.records import ClipRecord
 from annotation.store import Store
 from reelhf.video import write_video
-from tests.annotation.annotation_cases import PASSWORD, SMALL
+from tests.annotation.annotation_cases import PASSWORD, SMALL, rows
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api")
@@ -27,6 +26,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 MAX_DRIFT_SECONDS = 0.05
 PATIENCE_MS = 90_000  # the other tests may keep every core busy
 SECONDS, FPS = 2.0, 8.0
+UNWATCHED = AnnotateConfig(must_watch=0)
 XSS = '<img src=x onerror="window.hacked=1"> A red ball & <b>nothing</b> else'
 
 
@@ -60,12 +60,6 @@ def project(tmp_path: Path) -> Path:
     return tmp_path / "project"
 
 
-def picture(page: playwright.Page, name: str) -> None:
-    folder = os.environ.get("REELHF_SCREENSHOTS")
-    if folder:
-        page.screenshot(path=Path(folder) / f"{name}.png")
-
-
 def sign_in(browser: playwright.Browser, url: str) -> tuple[playwright.Page, list[str], list[str]]:
     """A fresh browser context on the annotation page, with the errors and the addresses it asked for."""
     page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
@@ -92,6 +86,13 @@ def press(page: playwright.Page, *keys: str) -> None:
         page.wait_for_timeout(30)
 
 
+def wait_for_text(page: playwright.Page, selector: str, text: str) -> None:
+    page.wait_for_function(
+        "([where, text]) => document.querySelector(where)?.innerText.includes(text)",
+        arg=[selector, text],
+    )
+
+
 def label(page: playwright.Page, row: int) -> str:
     return page.inner_text(f"#row-{row} .question strong").strip()
 
@@ -111,7 +112,6 @@ def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after
         assert "secretmodel" not in page.content()
         assert "secretstage" not in page.content()
         assert "0 of 12 judged" in page.inner_text("#progress")
-        picture(page, "1_signed_in")
 
         # The clips play, together.
         page.wait_for_function("window.reelhf.times().every((t) => t > 0.3)")
@@ -151,7 +151,6 @@ def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after
             "document.querySelector('#status').innerText.includes('clashes with')"
         )
         assert store.counts()["judgments"] == 0
-        picture(page, "2_vetoed")
 
         # Another pair instead; then no valid pair for the same first pick in the third row; a tie in the fourth.
         press(page, "c", "2", "e")
@@ -160,19 +159,25 @@ def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after
         page.wait_for_selector("#veto", state="visible")
         press(page, "x")
         page.wait_for_selector("#veto", state="hidden")
-        press(page, "t")
+        press(page, "t", "Space")
         page.wait_for_selector("#submit[data-ready='1']")
-        picture(page, "3_ready")
         press(page, "m")
         page.keyboard.type("12t looked odd")  # typing is not a shortcut
         press(page, "Escape", "Enter")
+
+        # Is each best nowhere worse than its worst? The second pair is.
+        page.wait_for_selector("#confirm", state="visible")
+        said = page.inner_text("#confirm-text")
+        assert f"1 {label(page, 0)}: A over D" in said
+        assert f"2 {label(page, 1)}: B over C" in said
+        assert store.counts()["judgments"] == 0
+        press(page, "2", "y")
         page.wait_for_function("document.querySelector('#progress').innerText.includes('1 of 12')")
         assert "Saved as #1" in page.inner_text("#status")
         assert "left" in page.inner_text("#progress")
         page.wait_for_function(
             "document.querySelector('#prompt textarea').value === 'A second prompt.'"
         )
-        picture(page, "4_saved")
 
         assert errors == []
         assert [address for address in asked if not address.startswith(url)] == []
@@ -186,14 +191,17 @@ def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after
     assert judgment.seconds > 0
     assert not judgment.simulated
     found = [
-        (c.status, c.best, c.worst, c.first_best, c.first_worst, c.constrained) for c in choices
+        (c.status, c.best, c.worst, c.first_best, c.first_worst, c.constrained, c.confirmed)
+        for c in choices
     ]
     assert found == [
-        ("ok", 0, 3, 0, 3, False),
-        ("ok", 1, 2, 3, 0, True),
-        ("no_valid_pair", None, None, 3, 0, False),
-        ("tie", None, None, None, None, False),
+        ("ok", 0, 3, 0, 3, False, True),
+        ("ok", 1, 2, 3, 0, True, False),
+        ("no_valid_pair", None, None, 3, 0, False, None),
+        ("tie", None, None, None, None, False, None),
     ]
+    assert [c.admissible for c in choices] == [True, False, False, True]
+    assert all(seconds >= 0.9 * SECONDS for seconds in judgment.watched_seconds)
 
 
 def test_the_native_controls_do_the_same_with_a_mouse_and_a_draft_survives_a_reload(
@@ -228,23 +236,248 @@ def test_the_native_controls_do_the_same_with_a_mouse_and_a_draft_survives_a_rel
         assert (counts["judgments"], counts["skips"]) == (1, 1)
 
 
-def test_answers_are_kept_when_the_server_is_away_and_saved_once_it_is_back(browser, project):
-    with Store.open(project) as store:
-        app = create_app(store)
-        with running_server(app) as url:
-            page, _, _ = sign_in(browser, url)
-            press(page, "t", "t", "t", "t")
-            page.wait_for_selector("#submit[data-ready='1']")
-            page.context.set_offline(True)
-            press(page, "Enter")
-            page.wait_for_function(
-                "document.querySelector('#status').innerText.includes('Not saved')"
-            )
-            assert store.counts()["judgments"] == 0
-            page.context.set_offline(False)
-            press(page, "Enter")
-            page.wait_for_function("document.querySelector('#status').innerText.includes('Saved')")
+def test_an_answer_outlives_a_lost_network_and_a_closed_page(browser, project):
+    with Store.open(project) as store, running_server(create_app(store, UNWATCHED)) as url:
+        page, errors, _ = sign_in(browser, url)
+        press(page, "t", "t", "t", "t")
+        page.context.set_offline(True)
+        press(page, "Enter")
+        wait_for_text(page, "#status", "kept on this device")
+        assert store.counts()["judgments"] == 0
+        page.context.set_offline(False)  # nobody presses anything
+        wait_for_text(page, "#status", "Saved as #1")
+        wait_for_text(page, "#progress", "1 of 2")
+
+        press(page, "u", "u", "u", "u")
+        page.context.set_offline(True)
+        press(page, "Enter")
+        wait_for_text(page, "#status", "kept on this device")
+        page.close()
+        context = page.context
+        context.set_offline(False)
+        again = context.new_page()
+        again.set_default_timeout(PATIENCE_MS)
+        again.goto(url)
+        again.wait_for_selector("#done", state="visible")
+        assert "You judged 2" in again.inner_text("#done")
+        assert store.counts()["judgments"] == 2
+        assert again.evaluate("Object.keys(localStorage).filter((k) => k.includes('outbox'))") == []
+        assert errors == []
+
+
+def test_a_submission_whose_answer_got_lost_is_stored_once(browser, project):
+    with Store.open(project) as store, running_server(create_app(store, UNWATCHED)) as url:
+        page, _, _ = sign_in(browser, url)
+        sent = []
+
+        def swallow(route: playwright.Route) -> None:
+            sent.append(route.request.post_data)
+            if len(sent) == 1:
+                route.fetch()  # it reaches the server, its answer never comes back
+                route.abort()
+            else:
+                route.continue_()
+
+        page.route("**/api/submit", swallow)
+        press(page, "t", "t", "t", "t", "Enter")
+        wait_for_text(page, "#status", "Saved as #1")
+        assert len(sent) == 2
+        assert sent[0] == sent[1]
         assert store.counts()["judgments"] == 1
+
+
+def test_the_last_answer_can_be_taken_back_by_key(browser, project):
+    with Store.open(project) as store, running_server(create_app(store, UNWATCHED)) as url:
+        page, errors, _ = sign_in(browser, url)
+        press(page, *["1", "r"] * 4, "Enter")
+        wait_for_text(page, "#status", "Saved as #1")
+        press(page, "2")  # a draft of the next task
+        page.wait_for_selector("#row-0 .best label.selected")
+        press(page, "b")
+        wait_for_text(page, "#progress", "Changing #1")
+        page.wait_for_selector("#row-0[data-state='ok']")
+        assert page.is_checked("#row-0 .best input[value='A']")
+        assert page.input_value("#prompt textarea") == XSS
+        press(page, "b")
+        wait_for_text(page, "#status", "nothing further back")
+        press(page, "t", "Enter")
+        wait_for_text(page, "#status", "Changed: saved as #2")
+        page.wait_for_function(
+            "document.querySelector('#prompt textarea').value === 'A second prompt.'"
+        )
+        assert page.is_checked("#row-0 .best input[value='B']"), "the draft is still there"
+        press(page, "b")
+        wait_for_text(page, "#progress", "Changing #2")
+        press(page, "Escape")
+        page.wait_for_function(
+            "!document.querySelector('#progress').innerText.includes('Changing')"
+        )
+        assert errors == []
+    with Store.open(project) as store:
+        assert [(j.revision, j.supersedes) for j in rows(store, schema.judgment)] == [
+            (0, None),
+            (1, 1),
+        ]
+        assert store.counts()["revisions"] == 1
+
+
+def test_the_page_speaks_chinese_remembers_it_and_stores_in_which_language_it_was_read(
+    browser, project
+):
+    with Store.open(project) as store, running_server(create_app(store, UNWATCHED)) as url:
+        page, errors, _ = sign_in(browser, url)
+        page.click("#language")
+        wait_for_text(page, "#submit", "提交")
+        asked = page.inner_text("#dimensions")
+        assert "哪段的运动更自然" in asked
+        assert "一样" in asked
+        assert "Which" not in asked
+        page.click("#theme")
+        page.reload()
+        wait_for_text(page, "#submit", "提交")
+        assert page.evaluate("document.body.classList.contains('dark')")
+        assert page.get_attribute("html", "lang") == "zh"
+        press(page, "s")
+        page.wait_for_selector("#skip-panel", state="visible")
+        assert "视频损坏" in page.inner_text("#skip-panel")
+        press(page, "Escape", "1", "r", "4", "q")
+        wait_for_text(page, "#veto-text", "却是")
+        press(page, "x", "t", "t", "Enter")
+        wait_for_text(page, "#status", "已保存")
+        assert rows(store, schema.judgment)[0].language == "zh"
+        assert errors == []
+
+
+def test_nothing_is_submitted_before_every_clip_was_seen(browser, project):
+    with Store.open(project) as store, running_server(create_app(store)) as url:
+        page, _, _ = sign_in(browser, url)
+        press(page, "Space", "t", "t", "t", "t", "z", "Space")  # only clip A is before one's eyes
+        page.wait_for_selector("figure[data-letter='A'][data-unseen='']")
+        assert page.get_attribute("#submit", "aria-disabled") == "true"
+        press(page, "Enter")
+        wait_for_text(page, "#status", "Watch every clip to its end first: B, C, D")
+        assert store.counts()["judgments"] == 0
+        press(page, "Escape")
+        page.wait_for_selector("#submit[data-ready='1']")
+        press(page, "Enter")
+        wait_for_text(page, "#status", "Saved")
+        watched = rows(store, schema.judgment)[0].watched_seconds
+        assert watched[0] > max(watched[1:])
+
+
+def test_practice_and_the_entry_exam_come_before_real_work(browser, project):
+    known = {
+        "motion_quality": {"tie": True, "why": {"en": "Nothing moves.", "zh": "没有运动。"}},
+        "aesthetic_quality": {"best": 0},
+    }
+    with Store.open(project) as store:
+        for purpose in ("practice", "exam"):
+            store.create_tasks([[1, 2, 3, 4]], purpose=purpose, answers=[known], presentation=SMALL)
+        with running_server(create_app(store, UNWATCHED)) as url:
+            page, errors, _ = sign_in(browser, url)
+            wait_for_text(page, "#progress", "Practice")
+            press(page, "t", "t", "t", "t", "Enter")
+            page.wait_for_selector("#feedback", state="visible")
+            said = page.inner_text("#feedback-text")
+            assert "1 of 2 answers as expected" in said
+            assert "✓ Motion. Nothing moves." in said
+            assert "✗ Looks: best is" in said
+            press(page, "Enter")
+
+            for right in (False, True):
+                page.wait_for_selector("#feedback", state="hidden")
+                wait_for_text(page, "#progress", "Entry exam")
+                press(page, "s")
+                assert page.is_visible("#skip-panel")
+                press(page, "5")
+                wait_for_text(page, "#status", "cannot be skipped")
+                answer_exam(page, store, right)
+                wait_for_text(page, "#feedback-text", "Passed" if right else "Tries left: 2")
+                press(page, "Enter")
+            wait_for_text(page, "#progress", "0 of 2 judged")
+            assert [e.passed for e in rows(store, schema.exam)] == [False, True]
+            assert errors == []
+
+
+def answer_exam(page: playwright.Page, store: Store, right: bool) -> None:
+    """Ties everywhere but in Looks, where clip 1 is best; wrong: cannot judge."""
+    press(page, "Escape")
+    shown = rows(store, schema.presentation)[-1]
+    best = shown.clip_order.index(1)
+    for dimension in shown.dimension_order:
+        if not right:
+            press(page, "u")
+        elif dimension == "aesthetic_quality":
+            press(page, str(best + 1), f"Shift+Digit{(best + 1) % 4 + 1}")
+        else:
+            press(page, "t")
+    press(page, "Enter")
+    page.wait_for_selector("#feedback", state="visible")
+
+
+def test_pairs_scores_and_flags_by_keyboard(browser, project):
+    with Store.open(project) as store:
+        store.create_tasks([[1, 2]], kind="gsb", priority=3, presentation=SMALL)
+        store.create_tasks([[1, 2, 3]], kind="score", priority=2, presentation=SMALL)
+        store.create_tasks([list(range(1, 9))], priority=1, presentation=SMALL)
+        with running_server(create_app(store, UNWATCHED)) as url:
+            page, errors, _ = sign_in(browser, url)
+            assert page.is_hidden("#row-0 .worst")
+            press(page, "1", "2", "t", "u", "Enter")
+            wait_for_text(page, "#status", "Saved as #1")
+            page.wait_for_selector("#row-0 .score")
+            assert page.is_hidden("#row-0 .best")
+            press(page, "5", "3", "1", "2", "2", "2", "4", "ArrowRight", "ArrowLeft", "4", "5", "u")
+            page.wait_for_selector("#submit[data-ready='1']")
+            press(page, "Enter")
+            wait_for_text(page, "#status", "Saved as #2")
+            page.wait_for_function("document.querySelectorAll('#player video').length === 8")
+            assert page.locator("#row-0 .best label:visible").count() == 8
+            press(page, "8", "Shift+Digit7")
+            page.wait_for_selector("#row-0[data-state='ok']")
+            press(page, "f")
+            page.wait_for_selector("#flag-panel", state="visible")
+            press(page, "1")
+            wait_for_text(page, "#status", "Flagged")
+            assert errors == []
+        choices = rows(store, schema.choice)
+        judged = {j.id: j for j in rows(store, schema.judgment)}
+        by = {
+            judgment_id: sorted(
+                (c for c in choices if c.judgment_id == judgment_id), key=lambda c: c.position
+            )
+            for judgment_id in judged
+        }
+        assert [(c.best, c.worst, c.status) for c in by[1]] == [
+            (0, 1, "ok"),
+            (1, 0, "ok"),
+            (None, None, "tie"),
+            (None, None, "cannot_judge"),
+        ]
+        assert [c.scores for c in by[2]] == [[5, 3, 1], [2, 2, 2], [4, 4, 5], None]
+        assert [judged[1].kind, judged[2].kind] == ["gsb", "score"]
+        assert [f.kind for f in rows(store, schema.flag)] == ["unsafe"]
+        assert store.counts()["flagged_tasks"] == 1
+
+
+def test_a_screen_reader_finds_every_control_by_name(browser, project):
+    with Store.open(project) as store, running_server(create_app(store, UNWATCHED)) as url:
+        page, _, _ = sign_in(browser, url)
+        nameless = page.evaluate(
+            """() => [...document.querySelectorAll('button, input, textarea, [role=radiogroup], video')]
+              .filter((e) => e.offsetParent !== null)
+              .filter((e) => !(e.getAttribute('aria-label') || e.innerText || e.placeholder || e.labels?.[0]?.innerText))
+              .map((e) => e.outerHTML.slice(0, 120))"""
+        )
+        assert nameless == []
+        for row in range(4):
+            group = page.get_by_role("radiogroup", name=f"{label(page, row)}: best clip")
+            assert group.get_by_role("radio").count() == 4, "hidden letters are not read out"
+        assert page.get_attribute("#status", "role") == "status"
+        press(page, "1", "r")
+        page.wait_for_function(
+            "document.querySelector('#player [aria-live]').innerText.includes('best A, worst D')"
+        )
 
 
 def test_a_script_in_the_page_cannot_read_the_session_cookie(browser, project):

@@ -81,9 +81,9 @@ def test_more_clips_than_k_become_several_tasks(tmp_path, clip_files):
     assert "one clip is over" in plan.mismatches[-1]
 
 
-@pytest.mark.parametrize("k", [0, 1, 7])
-def test_k_below_2_or_above_6_is_refused(folder, tmp_path, k):
-    with pytest.raises(UserError, match=f"k is {k}; best and worst need 2 to 6 clips"):
+@pytest.mark.parametrize("k", [0, 1, 9])
+def test_k_below_2_or_above_8_is_refused(folder, tmp_path, k):
+    with pytest.raises(UserError, match=f"k is {k}; best and worst need 2 to 8 clips"):
         quickstart(folder, tmp_path / "out", k=k)
 
 

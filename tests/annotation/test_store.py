@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from annotation import claims, erasure, schema, snapshots
+from annotation import claims, erasure, flags, schema, snapshots
 from annotation.database import postgres_program
 from annotation.records import Choice, ClipRecord, Verdict
 from annotation.store import Store
@@ -198,8 +198,23 @@ def test_orders_are_drawn_anew_for_every_showing(new_project):
 def test_what_people_said_cannot_be_changed_or_deleted(new_project):
     store = new_project(tasks=2)
     submit(store, "ann0", claim(store, "ann0"))
-    skipped = claim(store, "ann0")
-    claims.skip(store, user(store, "ann0"), skipped.presentation, "other")
+    passed = claim(store, "ann0")
+    claims.skip(store, user(store, "ann0"), passed.presentation, "other")
+    claims.flag(store, user(store, "ann0"), passed.presentation, "broken")
+    store.add_user("boss", PASSWORD, role="admin")
+    flags.decide(store, user(store, "boss"), 2, "remove")
+    with store.write() as c:
+        c.execute(
+            sa.insert(schema.exam).values(
+                account_id=1,
+                attempt=0,
+                correct=1,
+                asked=1,
+                passed=True,
+                guideline_version="v",
+                created_ms=1,
+            )
+        )
     snapshots.take(store, "first")  # an event too
     erasure.redact_note(store, 1, reason="a name in it")  # a tombstone
     for table in schema.APPEND_ONLY:
@@ -370,7 +385,7 @@ def test_clips_are_copied_once_and_known_by_their_bytes(new_project, clip_files)
 def test_groups_that_cannot_be_a_task_are_named(new_project, clip_files, tmp_path):
     store = new_project(tasks=1)
     for groups, words in (
-        ([[1]], "task 0 has 1 clips; best and worst need 2 to 6"),
+        ([[1]], "task 0 has 1 clips; best and worst need 2 to 8"),
         ([[1, 2], [3, 3]], "task 1 shows the same clip twice"),
         ([[1, 99]], "no clip with id 99"),
     ):

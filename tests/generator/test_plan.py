@@ -397,7 +397,6 @@ def test_help_teaches(capsys):
         (("zero_stage=3",), "no config to plan"),
         (("3b",), "no preset '3b'; expected tiny, 1b, 7b"),
         (("nowhere/base.yaml",), "no config file at nowhere/base.yaml"),
-        (("configs/generator/vae_toy.yaml",), "`stage: vae`; a plan is of a denoiser's training"),
         (("configs/rlhf/toy_base.yaml",), "no `stage:`"),
         (("1b", "--device", "h300"), "Did you mean 'h"),
         (("1b", "--devices", "0"), "--devices 0: expected 1 or more"),

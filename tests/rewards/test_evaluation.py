@@ -187,7 +187,7 @@ def test_a_ladder_of_scores_by_hand():
 class DarkIsBad(torch.nn.Module):
     """Scores a clip by how far it is from its own darkest: any loss of contrast lowers it."""
 
-    dimensions = (LOOK,)
+    dimensions, compares = (LOOK,), False
     std = torch.ones(1)
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from reelhf.errors import UserError
 from rewards import load_reward, references, train
 from rewards.backbones import LANGUAGE, family
 from rewards.data import Clip, RewardTask, Vote, score_clips
-from rewards.evaluate import evaluate_rewards
+from rewards.evaluation.held_out import evaluate_rewards
 from rewards.generative import ASSISTANT, Answer, GenerativeConfig, GenerativeReward
 from rewards.pretrain import build_models, pretrain_backbones
 from rewards.references import best_of, comparisons, win_counts

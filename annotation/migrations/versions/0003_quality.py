@@ -10,7 +10,13 @@ import time
 import sqlalchemy as sa
 from alembic import op
 
-from annotation.migrations.append_only import allow_changes, forbid_changes
+from annotation.migrations.append_only import (
+    allow_changes,
+    drop_update_trigger,
+    forbid_changes,
+    let_notes_be_emptied,
+    make_update_trigger,
+)
 
 revision = "0003"
 down_revision = "0001"
@@ -63,7 +69,8 @@ def upgrade() -> None:
     with op.batch_alter_table("clip", table_args=_checks("clip")) as batch:
         batch.add_column(sa.Column("purged_ms", sa.BigInteger(), nullable=True))
         batch.drop_column("project")
-    _set_triggers()
+    forbid_changes(APPEND_ONLY)
+    let_notes_be_emptied(NOTED)
 
 
 def _create_tables() -> None:
@@ -177,45 +184,10 @@ def _checks(table: str) -> list[sa.CheckConstraint]:
     return [sa.CheckConstraint(check["sqltext"], name=op.f(check["name"])) for check in found]
 
 
-def _set_triggers() -> None:
-    forbid_changes(APPEND_ONLY)
-    for table in NOTED:
-        _drop_update_trigger(table)
-        _make_update_trigger(table, when=f"NOT ({_only_empties_the_note(table)})")
-
-
-def _only_empties_the_note(table: str) -> str:
-    """The one change an append-only row may see: a note that said something says nothing."""
-    sqlite = op.get_bind().dialect.name == "sqlite"
-    same = "NEW.{0} IS OLD.{0}" if sqlite else "NEW.{0}::text IS NOT DISTINCT FROM OLD.{0}::text"
-    columns = [column["name"] for column in sa.inspect(op.get_bind()).get_columns(table)]
-    unchanged = [same.format(name) for name in columns if name != "note"]
-    return " AND ".join(["OLD.note <> ''", "NEW.note = ''", *unchanged])
-
-
-def _make_update_trigger(table: str, when: str | None = None) -> None:
-    sqlite = op.get_bind().dialect.name == "sqlite"
-    each = "" if sqlite else "FOR EACH ROW "
-    condition = f"WHEN ({when}) " if when else ""
-    action = (
-        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-        if sqlite
-        else "EXECUTE FUNCTION refuse_change()"
-    )
-    op.execute(
-        f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {each}{condition}{action}"
-    )
-
-
-def _drop_update_trigger(table: str) -> None:
-    on = "" if op.get_bind().dialect.name == "sqlite" else f" ON {table}"
-    op.execute(f"DROP TRIGGER {table}_no_update{on}")
-
-
 def downgrade() -> None:
     for table in NOTED:
-        _drop_update_trigger(table)
-        _make_update_trigger(table)
+        drop_update_trigger(table)
+        make_update_trigger(table)
     allow_changes(APPEND_ONLY)
     for table in ("task", "clip"):
         with op.batch_alter_table(table) as batch:

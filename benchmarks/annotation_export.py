@@ -1,0 +1,256 @@
+"""Export of many judgments: its rate, and that its memory does not grow with their number.
+
+    OMP_NUM_THREADS=1 python benchmarks/annotation_export.py --judgments 100000
+    OMP_NUM_THREADS=1 python benchmarks/annotation_export.py --judgments 1000000 --format jsonl
+
+Fills a SQLite store by plain inserts (four clips a task, three judgments a task, four dimensions, one answer in ten vetoed; no media),
+exports it in a process of its own and prints seconds, judgments per second and that process's peak resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from annotation import schema as t
+from annotation.export import ExportQuery, export_preferences
+from annotation.records import DIMENSIONS
+from annotation.store import Store
+
+LIMIT_MB = 500
+CLIPS, JUDGES, ANNOTATORS = 4, 3, 200
+BATCH_TASKS = 2000
+
+
+def fill(folder: Path, num_judgments: int) -> None:
+    """A store with so many judgments, in the order in which a team would have made them."""
+    rng = random.Random(0)
+    with Store.open(folder) as store:
+        with store.write() as connection:
+            connection.execute(
+                t.account.insert(),
+                [
+                    {
+                        "id": i + 1,
+                        "name": f"user{i}",
+                        "password_hash": "x",
+                        "role": "annotator",
+                        "pseudonym": f"annotator-{i:04d}",
+                        "simulated": False,
+                        "created_ms": 0,
+                    }
+                    for i in range(ANNOTATORS)
+                ],
+            )
+        number = (num_judgments + JUDGES - 1) // JUDGES
+        left = num_judgments
+        for start in range(0, number, BATCH_TASKS):
+            tasks = range(start, min(start + BATCH_TASKS, number))
+            left -= _fill_tasks(store, tasks, left, rng)
+
+
+def _fill_tasks(store: Store, tasks: range, left: int, rng: random.Random) -> int:
+    prompts, clips, members, shown, rows, showings, judgments, choices = ([] for _ in range(8))
+    for task in tasks:
+        name = f"p{task // 4:015d}"
+        if task % 4 == 0:
+            text = f"Prompt number {task // 4} of a benchmark, a few words long like most."
+            prompts.append(
+                {
+                    "prompt_id": name,
+                    "text": text,
+                    "language": "en",
+                    "cluster": name,
+                    "created_ms": 0,
+                }
+            )
+        for slot in range(CLIPS):
+            clip_id = task * CLIPS + slot + 1
+            clips.append(
+                {
+                    "id": clip_id,
+                    "sha256": f"{clip_id:064x}",
+                    "prompt_id": name,
+                    "task_kind": "t2v",
+                    "model": f"model{slot % 3}",
+                    "stage": f"stage{slot % 2}",
+                    "seed": slot,
+                    "fps": 24.0,
+                    "num_frames": 121,
+                    "width": 1280,
+                    "height": 720,
+                    "storage_key": f"clips/{clip_id:064x}.mp4",
+                    "created_ms": 0,
+                }
+            )
+            members.append(
+                {"project_id": t.DEFAULT_PROJECT_ID, "clip_id": clip_id, "created_ms": 0}
+            )
+            shown.append(
+                {
+                    "task_id": task + 1,
+                    "slot": slot,
+                    "clip_id": clip_id,
+                    "shown_key": f"shown/{clip_id}",
+                }
+            )
+        rows.append(
+            {
+                "id": task + 1,
+                "project_id": t.DEFAULT_PROJECT_ID,
+                "prompt_id": name,
+                "task_kind": "t2v",
+                "round": 0,
+                "need_n": JUDGES,
+                "priority": 0,
+                "state": "done",
+                "num_judgments": JUDGES,
+                "shown_fps": 24.0,
+                "shown_frames": 121,
+                "created_ms": 0,
+            }
+        )
+    made = 0
+    for judge in range(
+        JUDGES
+    ):  # a task's judgments lie apart, as they do when people work side by side
+        for task in tasks:
+            if made >= left:
+                break
+            made += 1
+            order = [task * CLIPS + slot + 1 for slot in rng.sample(range(CLIPS), CLIPS)]
+            number = tasks.start * JUDGES + made
+            dimensions = list(DIMENSIONS[:4])
+            showings.append(
+                {
+                    "id": number,
+                    "token": f"token{number}",
+                    "task_id": task + 1,
+                    "account_id": (task + judge * 7) % ANNOTATORS + 1,
+                    "clip_order": order,
+                    "dimension_order": dimensions,
+                    "guideline_version": "bench",
+                    "shown_ms": number,
+                }
+            )
+            judgments.append(
+                {
+                    "id": number,
+                    "task_id": task + 1,
+                    "account_id": (task + judge * 7) % ANNOTATORS + 1,
+                    "presentation_id": number,
+                    "idempotency_key": f"bench-key-{number}",
+                    "payload_hash": "x",
+                    "kind": "best_worst",
+                    "surplus": False,
+                    "simulated": False,
+                    "guideline_version": "bench",
+                    "seconds": 20.0,
+                    "note": "",
+                    "submitted_ms": number,
+                }
+            )
+            for position, dimension in enumerate(dimensions):
+                best, worst = rng.sample(range(CLIPS), 2)
+                vetoed = rng.random() < 0.1
+                choices.append(
+                    {
+                        "judgment_id": number,
+                        "dimension": dimension,
+                        "position": position,
+                        "status": "no_valid_pair" if vetoed else "ok",
+                        "best": None if vetoed else best,
+                        "worst": None if vetoed else worst,
+                        "first_best": best,
+                        "first_worst": worst,
+                        "constrained": False,
+                        "admissible": not vetoed,
+                    }
+                )
+    with store.write() as connection:
+        for table, values in (
+            (t.prompt, prompts),
+            (t.clip, clips),
+            (t.project_clip, members),
+            (t.task, rows),
+            (t.task_clip, shown),
+            (t.presentation, showings),
+            (t.judgment, judgments),
+            (t.choice, choices),
+        ):
+            if values:
+                connection.execute(table.insert(), values)
+    return made
+
+
+def export(folder: Path, out: Path, fmt: str, implied: bool) -> dict[str, object]:
+    """Exports in this process; says how long it took and how much memory the process had at its peak."""
+    with Store.open(folder, create=False) as store:
+        before = _peak_mb()
+        start = time.perf_counter()
+        export_preferences(store, out, ExportQuery(include_implied=implied), fmt=fmt)
+        seconds = time.perf_counter() - start
+    files = json.loads((out / "manifest.json").read_text())["files"]
+    return {
+        "seconds": seconds,
+        "peak_mb": _peak_mb(),
+        "before_mb": before,
+        "rows": {name.partition(".")[0]: entry["rows"] for name, entry in files.items()},
+        "megabytes": sum(entry["bytes"] for entry in files.values()) / 2**20,
+    }
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--judgments", type=int, default=100_000)
+    parser.add_argument("--format", default="parquet")
+    parser.add_argument("--implied", action="store_true")
+    parser.add_argument(
+        "--store", type=Path, help="keep the filled store here, and use it if there"
+    )
+    parser.add_argument("--export-only", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.export_only is not None:
+        found = export(asked.store, asked.export_only, asked.format, asked.implied)
+        print(json.dumps(found))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = asked.store or Path(scratch) / "store"
+        if not (folder / "annotation.db").exists():
+            start = time.perf_counter()
+            fill(folder, asked.judgments)
+            print(f"filled with {asked.judgments} judgments in {time.perf_counter() - start:.0f} s")
+        words = [sys.executable, __file__, "--format", asked.format, "--store", str(folder)]
+        words += ["--export-only", str(Path(scratch) / "out")]
+        words += ["--implied"] if asked.implied else []
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr)
+        found = json.loads(done.stdout.splitlines()[-1])
+    rate = asked.judgments / found["seconds"]
+    print(
+        f"{asked.judgments} judgments, {asked.format}: {found['seconds']:.1f} s, {rate:.0f} judgments/s, "
+        f"{found['megabytes']:.0f} MB written, rows {found['rows']}"
+    )
+    print(
+        f"peak resident memory {found['peak_mb']:.0f} MB, of which {found['before_mb']:.0f} MB before the export began"
+    )
+    if found["peak_mb"] > LIMIT_MB:
+        sys.exit(f"more than {LIMIT_MB} MB")
+
+
+if __name__ == "__main__":
+    main()
