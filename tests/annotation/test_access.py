@@ -53,9 +53,9 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/api/logout",
         "/api/tokens",
         "/api/tokens/{token_id}",
-        "/api/flagged",  # asks for an expert or a reviewer by itself
-        "/api/decide",
         "/annotate/{name}",
+        "/api/flagged",
+        "/api/decide",
     ),
     "annotator, token judge": (
         "/api/claim",
@@ -68,8 +68,8 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/media/{token}",
     ),
     "annotator, token read": ("/api/me", "/api/progress"),
-    "reviewer": ("/quality",),
     "reviewer, token read": ("/api/counts", "/api/quality"),
+    "reviewer": ("/quality",),
     "admin": ("/api/users",),
 }
 
