@@ -77,6 +77,12 @@ def evaluate(
         bool,
         typer.Option("--quick", help="accuracy and baselines alone, without corruption probes"),
     ] = False,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="test, validation or train; `all` for rows that taught these rewards nothing"
+        ),
+    ] = "test",
 ) -> None:
     """Accuracy on held-out prompts next to the baselines; ties, calibration, people, sources and corruptions on a page."""
     from reelhf.errors import UserError
