@@ -43,6 +43,19 @@ config_command(
 )
 
 
+@app.command("references")
+def references(
+    reward: Annotated[Path, typer.Argument(help="a generative reward that asks against_reference")],
+    clips: Annotated[Path, typer.Option(help="captioned clips, several per caption, of one model")],
+    out: Annotated[Path, typer.Option(help="where the reward with its references goes")],
+) -> None:
+    """Choose the clip that others are held against: per caption, the best of its clips."""
+    from rewards.references import choose_references
+
+    typer.echo(f"written to {choose_references(reward, clips, out)}")
+    typer.echo("next: reelhf rlhf train with the folder that holds it as rewards")
+
+
 @app.command("merge")
 def merge(
     reward: Annotated[Path, typer.Argument(help="one reward trained with `lora`")],

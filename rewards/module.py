@@ -262,8 +262,15 @@ class RewardModule(nn.Module, ABC):
         }
         (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")
         (folder / "README.md").write_text(model_card(described), encoding="utf-8")
+        self.save_extras(folder)
         seal(folder)
         return folder
+
+    def save_extras(self, folder: Path) -> None:
+        """Write what else belongs to a model of this kind; nothing by default."""
+
+    def load_extras(self, folder: Path) -> None:
+        """Read what `save_extras` wrote."""
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -294,6 +301,7 @@ class RewardModule(nn.Module, ABC):
         model.data_hash = described["data_hash"]
         model.tie_width = described.get("tie_width")
         model.card = described.get("training", {})
+        model.load_extras(Path(folder))
         return model
 
 

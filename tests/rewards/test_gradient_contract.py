@@ -19,6 +19,7 @@ from rewards.aesthetic import AestheticReward
 from rewards.ensemble import EnsembleReward
 from rewards.foundational import FoundationalReward
 from rewards.generative import GenerativeConfig, GenerativeReward
+from rewards.lora import LoraSettings, add_lora
 from rewards.module import RewardModule
 from rewards.motion import MotionReward
 from rewards.tokens import train_tokenizer
@@ -36,8 +37,9 @@ HEADS: dict[str, Callable[[], RewardModule]] = {
     "generative_qwen3": lambda: generative(family="qwen3_vl"),
     "generative_single": lambda: generative(asks="single"),
 }
+WITH_DELTAS = ("qwen3_vl_lora", "vjepa2_lora")
 READS_TOKENS = ("qwen2_5_vl_tokens", "qwen3_vl_tokens")
-NAMES = (*HEADS, *WRITERS, *READS_TOKENS)
+NAMES = (*HEADS, *WRITERS, *READS_TOKENS, *WITH_DELTAS)
 
 
 def uncertain(kind: type, settings: object, name: str) -> RewardModule:
@@ -67,9 +69,14 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RewardModu
     def build(name: str) -> RewardModule:
         if name in HEADS:
             return HEADS[name]()
-        base = name.removesuffix("_tokens")
+        base = name.removesuffix("_tokens").removesuffix("_lora")
         settings = {"reads": "reward_tokens"} if name in READS_TOKENS else {}
-        return reward_on(base, folder / base, **settings)
+        model = reward_on(base, folder / base, **settings)
+        if name in WITH_DELTAS:
+            add_lora(model, LoraSettings(rank=2, alpha=4))
+            for parameter in (p for n, p in model.named_parameters() if "lora_B" in n):
+                torch.nn.init.normal_(parameter, std=0.1)
+        return model.freeze()
 
     return build
 
