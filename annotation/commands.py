@@ -11,6 +11,7 @@ import typer
 
 from annotation.candidates.commands import register as add_candidates
 from annotation.exports_commands import register as add_exports
+from annotation.label_studio.commands import app as label_studio_app
 from annotation.prompts.commands import app as prompts_app
 from annotation.quality.commands import register as add_quality
 from annotation.upkeep import register as add_upkeep
@@ -38,6 +39,7 @@ add_exports(app)
 add_quality(app)
 add_upkeep(app)
 app.add_typer(token_app, name="token")
+app.add_typer(label_studio_app, name="label-studio")
 
 DEFAULT_PROJECT = Path("runs/annotation")
 DEFAULT_PORT = 7860
@@ -208,6 +210,38 @@ def _say_where(site: FastAPI, store: Store, url: str, project: Path, *, demo: bo
     typer.echo("Ctrl-C ends it; every judgment is on disk when the page says so.")
 
 
+@app.command()
+def watch(
+    project: ProjectArgument = DEFAULT_PROJECT,
+    once: Annotated[bool, typer.Option("--once", help="Look once and stop")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Tell a webhook or a mailbox when the queue runs empty or the answers look wrong."""
+    import time
+
+    from annotation.alerts import look
+    from annotation.config import AnnotationConfig
+    from annotation.store import Store
+    from reelhf.config import load_config
+
+    alerts = load_config(AnnotationConfig, config).alerts
+    if alerts.webhook_url is None and alerts.smtp_host is None and not once:
+        raise UserError(
+            "nobody would be told: set alerts.webhook_url or alerts.smtp_host in the config, or look with --once"
+        )
+    with Store.open(project, create=False) as store:
+        while True:
+            seen = look(store, alerts)
+            for name in seen.raised if once else seen.new:
+                typer.echo(f"{name}: {seen.raised[name]}")
+            for failure in seen.failures:
+                typer.echo(f"not sent: {failure}", err=True)
+            if once:
+                break
+            time.sleep(alerts.every_seconds)
+    typer.echo("nothing is wrong" if not seen.raised else f"{len(seen.raised)} alerts stand")
+
+
 @clips_app.command("import")
 def clips_import(
     source: Annotated[Path, typer.Argument(help="Folder or manifest, as for quickstart")],
@@ -244,6 +278,9 @@ def tasks_create(
     experts_only: Annotated[
         bool, typer.Option("--experts-only", help="Only for accounts of experts")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="Where copies are made: local, or ray (RAY_ADDRESS)")
+    ] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the tasks and stop")] = False,
 ) -> None:
     """Make tasks of the clips that are in none yet, K per prompt."""
@@ -261,6 +298,7 @@ def tasks_create(
             kind=kind,
             priority=priority,
             experts_only=experts_only,
+            engine=engine,
             label="copies for showing",
         )
     typer.echo(f"project: {project} ({len(groups)} new tasks)")

@@ -50,3 +50,8 @@ def write_place(folder: Path, place: Place) -> None:
             opened.write(to_yaml(place))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def is_project(folder: Path) -> bool:
+    """True if a project was made in this folder, whichever database it lives in."""
+    return (folder / "annotation.db").exists() or (folder / PLACE_FILE).exists()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from annotation.transcoding import Pool
 from reelhf.config import Config
 from reelhf.hashing import content_hash, sha256_file
 
@@ -67,13 +68,23 @@ def plan_task(clips: Sequence[Measured], config: PresentationConfig) -> Plan:
     return Plan(fps, max(1, round(seconds * fps)), _even(width * scale), _even(height * scale))
 
 
-def copy_task(
-    clips: Sequence[Measured], folder: Path, config: PresentationConfig, pool: Executor
-) -> tuple[Plan, list[Path]]:
-    """The plan of one task and the copy of each clip, written in `folder` if not there yet."""
-    plan = plan_task(clips, config)
-    copies = pool.map(lambda clip: shown_copy(clip, plan, folder, crf=config.crf), clips)
-    return plan, list(copies)
+def copy_tasks(
+    tasks: Sequence[Sequence[Measured]], folder: Path, config: PresentationConfig, pool: Pool
+) -> list[tuple[Plan, list[Path]]]:
+    """The plan of each task and the copies of its clips, written in `folder` if not there yet; all copies at once in the pool."""
+    plans = [plan_task(clips, config) for clips in tasks]
+    jobs = [(clip, plan) for clips, plan in zip(tasks, plans, strict=True) for clip in clips]
+    make = partial(_make_copy, folder=folder, crf=config.crf)
+    distinct = list(dict.fromkeys(jobs))
+    made = dict(zip(distinct, pool.map(make, distinct), strict=True))
+    return [
+        (plan, [made[clip, plan] for clip in clips])
+        for clips, plan in zip(tasks, plans, strict=True)
+    ]
+
+
+def _make_copy(job: tuple[Measured, Plan], *, folder: Path, crf: int) -> Path:
+    return shown_copy(*job, folder, crf=crf)
 
 
 def shown_copy(clip: Measured, plan: Plan, folder: Path, *, crf: int) -> Path:

@@ -10,9 +10,9 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from annotation.place import Place, read_place
 from annotation.presentation import (
     Measured,
     PresentationConfig,
-    copy_task,
+    copy_tasks,
     store_picture,
 )
 from annotation.prompts.near import ClusterIndex
@@ -42,10 +42,11 @@ from annotation.records import (
     load_guideline,
 )
 from annotation.storage import Files
+from annotation.transcoding import copy_pool
 from reelhf.errors import UserError
 from reelhf.hashing import sha256_file
 
-MAX_COPY_THREADS = 8
+TASKS_AT_ONCE = 8
 ROLES = ("annotator", "reviewer", "admin")
 
 
@@ -479,6 +480,7 @@ class Store:
         purpose: str = "work",
         answers: Sequence[Mapping[str, Mapping[str, Any]]] | None = None,
         experts_only: bool = False,
+        engine: str = "local",
         label: str | None = None,
     ) -> list[int]:
         """Makes one task per group of clip ids, with copies for showing, and returns the task ids.
@@ -491,6 +493,7 @@ class Store:
             purpose: `work`, or why the answer is known: `gold`, `practice`, `exam`.
             answers: the known ones of each task, by the place of a clip in its group (`annotation.known`).
             project: the project of the tasks; by default the first that each group's first clip came in with.
+            engine: where the copies are made, `local` or `ray`.
             label: shows progress under this name.
         Raises: UserError if a group has too few or too many clips for its kind, names one twice, or mixes t2v with i2v, or if
         known answers are missing or do not fit.
@@ -528,22 +531,18 @@ class Store:
             for index, (raw, clips) in enumerate(zip(known, clips_of, strict=True))
         ]
         planned = []
-        with ThreadPoolExecutor(max_workers=min(MAX_COPY_THREADS, os.cpu_count() or 1)) as pool:
-            items = track(clips_of, label=label) if label else clips_of
-            for index, clips in enumerate(items):
-                measured = [
-                    Measured(
-                        self.files.local(c.storage_key),
-                        c.sha256,
-                        c.num_frames,
-                        c.fps,
-                        c.width,
-                        c.height,
-                    )
-                    for c in clips
-                ]
-                plan, copies = copy_task(measured, shown_folder, presentation, pool)
-                self.files.share(f"shown/{copy.name}" for copy in copies)
+        with copy_pool(engine) as pool:
+            items = iter(track(clips_of, label=label) if label else clips_of)
+            while window := list(islice(items, TASKS_AT_ONCE)):
+                measured = [[self._measured(clip) for clip in clips] for clips in window]
+                copied = copy_tasks(measured, shown_folder, presentation, pool)
+                planned += zip(window, copied, strict=True)
+        self.files.share({f"shown/{copy.name}" for _, (_, copies) in planned for copy in copies})
+        ids = []
+        with self.write() as connection:
+            named = None if project is None else self.project_id(connection, project)
+            owners = self._owners(connection, [clips[0].id for clips, _ in planned])
+            for index, (clips, (plan, copies)) in enumerate(planned):
                 pictures = [c.first_frame_key for c in clips if c.first_frame_key]
                 values = {
                     "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,
@@ -562,12 +561,6 @@ class Store:
                     "shown_frames": plan.num_frames,
                     "created_ms": self.now_ms(),
                 }
-                planned.append((values, clips, copies))
-        ids = []
-        with self.write() as connection:
-            named = None if project is None else self.project_id(connection, project)
-            owners = self._owners(connection, [clips[0].id for _, clips, _ in planned])
-            for values, clips, copies in planned:
                 owner = owners[clips[0].id] if named is None else named
                 self._share_clips(connection, owner, [clip.id for clip in clips])
                 result = connection.execute(insert(t.task).values(project_id=owner, **values))
@@ -597,6 +590,10 @@ class Store:
             return known_answers(raw, [clip.id for clip in clips], dimensions)
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"task {index}: {error}") from error
+
+    def _measured(self, clip: Any) -> Measured:
+        path = self.files.local(clip.storage_key)
+        return Measured(path, clip.sha256, clip.num_frames, clip.fps, clip.width, clip.height)
 
     @staticmethod
     def _owners(connection: Connection, clip_ids: Sequence[int]) -> dict[int, int]:

@@ -5,7 +5,8 @@
 
 1. Does the formula of `reelhf plan` equal what torch counts, for every preset at every size?
 2. Closed form at 4k to 109k tokens: one spatial and one temporal layer against two layers of full attention of the same width.
-3. The same layers timed, both kinds in turns, median of the repeats. A CPU takes the small sizes only; what was left out is said.
+3. The same layers timed, both kinds in turns, median of the repeats: packed attention on a GPU, which is the flash kernel for both kinds,
+   padded and masked on a CPU. A CPU takes the small sizes only; what was left out is said.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from generator.blocks import SpatialBlock, TemporalBlock, window_map
+from generator.blocks import SpatialBlock, TemporalBlock, window_map, window_packing
 from generator.dit import DiTConfig
+from generator.packed import FramePacking, WindowPacking
 from generator.plan.devices import find_device
 from generator.plan.flops import (
     LatentGrid,
@@ -34,6 +36,7 @@ from generator.plan.flops import (
 from generator.plan.memory import dit_inputs, meta_dit
 from generator.plan.planner import PRESETS, SIZES, Plan, frame_size, read_training_config
 from generator.rope import grid_positions, rope_angles, text_positions
+from generator.training.denoiser import DenoiserTrainConfig
 
 TEXT_TOKENS = 512
 GRIDS = {  # tokens -> latent frames, height, width; the last is 121 frames of 704x1280
@@ -62,13 +65,13 @@ def compare_with_torch() -> bool:
     worst = 0.0
     for preset in PRESETS:
         for size in SIZES:
-            plan = Plan(
-                read_training_config([preset], size), find_device("h100"), 1, TEXT_TOKENS, 1
-            )
-            config, grid = plan.architecture, plan.grid
-            expected = forward_flops(config, grid, TEXT_TOKENS).total
+            config = read_training_config([preset], size)
+            assert isinstance(config, DenoiserTrainConfig)
+            plan = Plan(config, find_device("h100"), 1, TEXT_TOKENS, 1)
+            architecture, grid = plan.architecture, plan.grid
+            expected = forward_flops(architecture, grid, TEXT_TOKENS).total
             with FlopCounterMode(display=False) as counter, torch.no_grad():
-                meta_dit(config)(*dit_inputs(config, grid, TEXT_TOKENS))
+                meta_dit(architecture)(*dit_inputs(architecture, grid, TEXT_TOKENS))
             counted = counter.get_total_flops()
             worst = max(worst, abs(expected / counted - 1))
             print(
@@ -112,6 +115,8 @@ class Layers:
     text_angles: Tensor
     mask: Tensor
     windows: tuple[Tensor, Tensor, Tensor]
+    packed: tuple[FramePacking, WindowPacking, FramePacking] | None
+    """Of the frames, of the windows, and of the clip as one frame."""
 
     def factorised(self) -> Tensor:
         frames = self.vision.shape[1]
@@ -123,12 +128,14 @@ class Layers:
             self.grid_angles.flatten(1, 2)[None],
             self.text_angles,
             self.mask,
+            packing=self.packed and self.packed[0],
         )
         return self.temporal(
             vision,
             self.shared.expand(-1, frames, -1, -1, -1),
             self.grid_angles.flatten(0, 2),
             *self.windows,
+            packing=self.packed and self.packed[1],
         )
 
     def full(self) -> Tensor:
@@ -143,6 +150,7 @@ class Layers:
                 self.grid_angles.flatten(0, 2)[None, None],
                 self.text_angles,
                 self.mask,
+                packing=self.packed and self.packed[2],
             )
         return vision
 
@@ -160,6 +168,15 @@ def make_layers(config: DiTConfig, grid: LatentGrid, device: torch.device) -> La
     def placed(module: nn.Module) -> nn.Module:
         return module.to(device=device, dtype=dtype)
 
+    mask = torch.ones(1, 1, TEXT_TOKENS, dtype=torch.bool, device=device)
+    place = (*grid, config.window, False, device)
+    packed = None
+    if device.type == "cuda":
+        packed = (
+            FramePacking.of(mask, grid.frames, grid.positions),
+            window_packing(1, *place),
+            FramePacking.of(mask, 1, grid.tokens),
+        )
     return Layers(
         spatial=placed(SpatialBlock(width, heads, *ratios)),
         temporal=placed(TemporalBlock(width, heads, config.mlp_ratio)),
@@ -168,8 +185,9 @@ def make_layers(config: DiTConfig, grid: LatentGrid, device: torch.device) -> La
         shared=0.1 * noise(1, 1, 1, 6, width),
         grid_angles=rope_angles(grid_positions(*grid, device), **angles),
         text_angles=rope_angles(text_positions(TEXT_TOKENS, device), **angles),
-        mask=torch.ones(1, 1, TEXT_TOKENS, dtype=torch.bool, device=device),
-        windows=window_map(*grid, config.window, False, device),
+        mask=mask,
+        windows=window_map(*place),
+        packed=packed,
     )
 
 

@@ -22,6 +22,7 @@ from generator.guidance import GuidedVelocity
 from generator.sampling import SamplesClips
 from generator.shots import encode_shots
 from generator.text import TextEncoder
+from generator.training.lora import adaptable
 from generator.vae import VideoVAE
 from reelhf.errors import UserError
 from reelhf.run import seal, verify
@@ -169,12 +170,7 @@ class DiTGenerator(GuidedVelocity, SamplesClips):
         return Task(task.condition_latents, task.condition_mask, self.encode(upsampled).detach())
 
     def lora_targets(self) -> list[str]:
-        return [
-            name
-            for name, module in self.denoiser.named_modules()
-            if isinstance(module, nn.Linear)
-            and name.endswith((".q", ".kv", ".out", ".up", ".down"))
-        ]
+        return adaptable(self.denoiser)
 
     def save(self, directory: Path) -> None:
         """Write and seal the folder; the caller chooses a fresh place (see `RunFolder.save_checkpoint` for atomic ones)."""

@@ -19,8 +19,10 @@ from pydantic import Field, PositiveInt, field_validator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -109,12 +111,31 @@ def build_language_model(
     config: TextEncoderConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
     """A randomly initialised Qwen2 or Qwen3 of the configured size."""
-    config_class, model_class = {
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-        "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    }[config.architecture]
+    model_class = {"qwen2": Qwen2ForCausalLM, "qwen3": Qwen3ForCausalLM}[config.architecture]
+    marks = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return model_class(language_model_config(config, vocab_size=len(tokenizer), **marks))
+
+
+def language_model_config(
+    config: TextEncoderConfig, *, vocab_size: int | None = None, **marks: int | None
+) -> PretrainedConfig:
+    """Of the language model at `config.path`, or of a tiny one of the configured size.
+
+    Raises: UserError if the path holds none.
+    """
+    if config.path is not None:
+        try:
+            return AutoConfig.from_pretrained(config.path)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"text encoder path '{config.path}': not a readable language model ({' '.join(str(error).split())})"
+            ) from error
     sizes = {
-        "vocab_size": len(tokenizer),
+        "vocab_size": config.vocab_size if vocab_size is None else vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
@@ -122,13 +143,11 @@ def build_language_model(
         "intermediate_size": config.mlp_size,
         "max_position_embeddings": config.max_tokens,
         "tie_word_embeddings": True,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
+        **marks,
     }
     if config.architecture == "qwen3":
-        sizes["head_dim"] = config.hidden_size // config.num_heads
-    return model_class(config_class(**sizes))
+        return Qwen3Config(**sizes, head_dim=config.hidden_size // config.num_heads)
+    return Qwen2Config(**sizes)
 
 
 class Tokens(NamedTuple):
@@ -183,7 +202,7 @@ class TextEncoder(nn.Module):
                 return cls(config, AutoModelForCausalLM.from_pretrained(config.path), tokenizer)
             except OSError as error:
                 raise UserError(
-                    f"text encoder path '{config.path}': not a readable language model ({error})"
+                    f"text encoder path '{config.path}': not a readable language model ({' '.join(str(error).split())})"
                 ) from error
         if not captions:
             raise UserError(

@@ -108,6 +108,8 @@ class CompositeScores:
     valid: Tensor
     """bool [B]: every model could score the clip."""
     parts: dict[str, Tensor] = field(default_factory=dict)
+    std: Tensor | None = None
+    """Detached uncertainty of the raw values [B, D], NaN for models without one; None where none has."""
 
     @property
     def valid_count(self) -> Tensor:

@@ -50,6 +50,7 @@ class CompositeReward(nn.Module):
         weights: dimension -> weight; dimensions left out weigh 0 and are still reported.
         cap: bound of each z-score above zero (`soft_cap`).
         max_gradient_norm: largest L2 norm of d total / d clip, per clip, whatever the loss is scaled by; None is off.
+        pessimism: how many standard deviations, of a reward that knows its own (an ensemble), come off its z-score; 0 is off.
     """
 
     def __init__(
@@ -58,6 +59,8 @@ class CompositeReward(nn.Module):
         weights: Mapping[str, float],
         cap: float = 2.0,
         max_gradient_norm: float | None = None,
+        *,
+        pessimism: float = 0.0,
     ) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)  # type: ignore[arg-type]
@@ -72,7 +75,7 @@ class CompositeReward(nn.Module):
                     f"reward weights name {name!r}; the loaded rewards score {', '.join(self.dimensions)}."
                     + did_you_mean(name, self.dimensions)
                 )
-        self.cap, self.max_gradient_norm = cap, max_gradient_norm
+        self.cap, self.max_gradient_norm, self.pessimism = cap, max_gradient_norm, pessimism
         self.weights: dict[str, float] = {
             name: float(weights.get(name, 0.0)) for name in self.dimensions
         }
@@ -113,6 +116,7 @@ class CompositeReward(nn.Module):
             torch.ones(len(frames), dtype=torch.bool, device=frames.device),
         )
         parts: dict[str, Tensor] = {}
+        spreads: list[Tensor | None] = []
         for index, (model, selection) in enumerate(zip(self.models, selections, strict=True)):
             own = [p if isinstance(p, str) else p[index] for p in prompts]
             scores = model.score(
@@ -124,9 +128,18 @@ class CompositeReward(nn.Module):
                 reference=reference,
             )
             values.append(scores.values)
-            z_scores.append((scores.values - model.mean) / model.std)
+            spreads.append(scores.std)
+            z = (scores.values - model.mean) / model.std
+            if self.pessimism and scores.std is not None:
+                z = z - self.pessimism * scores.std / model.std
+            z_scores.append(z)
             valid &= scores.valid
             parts |= scores.parts
+        if self.pessimism and all(spread is None for spread in spreads):
+            raise UserError(
+                f"pessimism is {self.pessimism:g}, but none of these rewards knows how sure it is; expected an ensemble or a reward "
+                "with a spread of its own, or pessimism 0"
+            )
         z = soft_cap(torch.cat(z_scores, dim=1), self.cap)  # [B, D]
         weights = torch.tensor(
             [self.weights[name] for name in self.dimensions], device=z.device, dtype=z.dtype
@@ -135,9 +148,28 @@ class CompositeReward(nn.Module):
         total = (z.masked_fill(~valid[:, None], 0.0) * weights).sum(1)
         if self.max_gradient_norm is not None and total.requires_grad:
             total.register_hook(lambda grad: scale.__setitem__("total", grad))
-        return CompositeScores(total, z, self.dimensions, torch.cat(values, dim=1), valid, parts)
+        return CompositeScores(
+            total,
+            z,
+            self.dimensions,
+            torch.cat(values, dim=1),
+            valid,
+            parts,
+            _joined(spreads, values),
+        )
 
     forward = score
+
+
+def _joined(spreads: Sequence[Tensor | None], values: Sequence[Tensor]) -> Tensor | None:
+    """Detached spreads [B, D], NaN for rewards without one; None where none has."""
+    if all(spread is None for spread in spreads):
+        return None
+    filled = [
+        torch.full_like(value, float("nan")) if spread is None else spread
+        for spread, value in zip(spreads, values, strict=True)
+    ]
+    return torch.cat(filled, dim=1).detach()
 
 
 def load_composite(
@@ -145,6 +177,8 @@ def load_composite(
     weights: Mapping[str, float],
     cap: float = 2.0,
     max_gradient_norm: float | None = None,
+    *,
+    pessimism: float = 0.0,
 ) -> CompositeReward:
     """The frozen composite of whichever of foundational/, motion/, aesthetic/ and texture/ the folder holds."""
     from rewards.checkpoint import load_reward
@@ -154,4 +188,5 @@ def load_composite(
         raise UserError(
             f"{folder} holds no reward model; expected one of {', '.join(SCORED_FOLDERS)}/"
         )
-    return CompositeReward([load_reward(path) for path in found], weights, cap, max_gradient_norm)
+    models = [load_reward(path) for path in found]
+    return CompositeReward(models, weights, cap, max_gradient_norm, pessimism=pessimism)

@@ -37,6 +37,7 @@ from reelhf.hashing import content_hash
 from reelhf.progress import track
 from reelhf.run import RunFolder
 from reelhf.video import write_video
+from rewards.gradients import reward_log
 from rlhf.examples import (
     ANCHOR_STREAM,
     ClipNoise,
@@ -114,6 +115,10 @@ class DirectConfig(Config):
     """Bound of each z-score above zero."""
     max_reward_gradient: float | None = Field(None, gt=0)
     """Largest L2 norm of d total / d pixels of one clip; None is off."""
+    reward_pessimism: NonNegativeFloat = 0.0
+    """How many standard deviations, of rewards that know their own such as ensembles, come off each z-score."""
+    log_reward_gradients_every: NonNegativeInt = 0
+    """Steps between measurements of each reward's pixel gradient and of the angles between them; 0 is never."""
     view_noise: NonNegativeFloat = 0.0
     """Standard deviation of pixel noise added to what the rewards see: a gain that noise undoes is not worth having."""
     view_shift: NonNegativeInt = 0
@@ -183,7 +188,7 @@ def train_direct(
     return maximise_reward(
         config,
         backbone=load_generator(generator),
-        reward=load_composite(rewards, *settings).to(device()),
+        reward=load_composite(rewards, *settings, pessimism=config.reward_pessimism).to(device()),
         judge=load_composite(held_out, *settings).to(device()),
         prompts=prompts,
         validation_prompts=validation_prompts,
@@ -309,8 +314,11 @@ def learn_step(
             flow_matching = real.loss(backbone, policy.engine, local_part(cursor), seeds).mean()
             loss = loss + config.flow_matching_weight * flow_matching
         update = policy.update(loss)
-    metrics = batch_metrics(pixels.scores, anchor, pixels.latent_gradient, pixels.frames)
-    return metrics | update
+    metrics = batch_metrics(pixels.scores, anchor, pixels.latent_gradient, pixels.frames) | update
+    if config.log_reward_gradients_every and step % config.log_reward_gradients_every == 0:
+        seen = {"fps": backbone.fps, "prompts": batch.reward_prompts, "selections": selections}
+        metrics |= reward_log(reward, pixels.frames, **seen)
+    return metrics
 
 
 class Policy:

@@ -27,6 +27,7 @@ ENABLE = {  # group -> how to have it run
     "realdata": "put the real clips at ../shared/data (beside this repository), then: make test",
     "gpu": "run on a machine with a CUDA GPU: make test-all",
     "postgres": "apt-get install postgresql and pip install 'reelhf[postgres]', then: make test",
+    "labelstudio": "start a Label Studio server (see tests/annotation/test_label_studio.py), then: make test",
     "other": "see the reasons above",
 }
 REQUIRED = {
@@ -61,6 +62,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"no real clips at {REAL_DATA}")
     if item.get_closest_marker("postgres") and (missing := postgres_missing()):
         pytest.skip(missing)
+    if item.get_closest_marker("labelstudio") and not os.environ.get("REELHF_LABEL_STUDIO"):
+        pytest.skip("REELHF_LABEL_STUDIO names no server")
     if item.get_closest_marker("gpu"):
         import torch
 

@@ -6,10 +6,14 @@ from pathlib import Path
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse, Response
+from sqlalchemy import select
 
 from annotation import claims
+from annotation import schema as t
 from annotation.api.signing import Expired, Forged
 from annotation.api.site import SignedIn, TheSite
+from annotation.refusals import NotFound
+from annotation.store import Store
 
 STATIC = Path(__file__).parent.parent / "static"
 STATIC_KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
@@ -29,6 +33,36 @@ def media(
     except Expired as error:
         raise HTTPException(410, "this link has expired; load the page again") from error
     return send_file(site, claims.media_key(site.store, account, token))
+
+
+@router.get("/media/task/{uid}/{position}")
+def task_media(
+    uid: str, position: int, site: TheSite, until: str = "", signature: str = ""
+) -> Response:
+    """A clip as it was sent to Label Studio: whoever has the signed link may see it until it expires."""
+    try:
+        site.signer.check(f"/media/task/{uid}/{position}", until, signature)
+        key = pushed_key(site.store, uid, position)
+    except (Forged, NotFound) as error:
+        raise HTTPException(404, "no such clip") from error
+    except Expired as error:
+        raise HTTPException(410, "this link has expired; push the tasks again") from error
+    return send_file(site, key, **{"Access-Control-Allow-Origin": "*"})
+
+
+def pushed_key(store: Store, uid: str, position: int) -> str:
+    """Where the clip in that place of a pushed task lies. Raises NotFound if there is none."""
+    with store.read() as connection:
+        row = connection.execute(
+            select(t.label_studio_task).where(t.label_studio_task.c.uid == uid)
+        ).first()
+        if row is None or not 0 <= position < len(row.clip_order):
+            raise NotFound("no such clip")
+        query = select(t.task_clip.c.shown_key).where(
+            t.task_clip.c.task_id == row.task_id,
+            t.task_clip.c.clip_id == row.clip_order[position],
+        )
+        return str(connection.execute(query).scalar_one())
 
 
 def send_file(site: TheSite, key: str, **headers: str) -> Response:

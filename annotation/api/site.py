@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
@@ -33,6 +33,8 @@ class Site:
     throttle: LoginThrottle
     tokens: Tokens
     signer: Signer
+    totals: dict[int, tuple[float, int]] = field(default_factory=dict)
+    """Account -> until when the number of tasks asked of them may be believed, and that number."""
 
     @classmethod
     def of(cls, store: Store, config: AnnotateConfig) -> Site:
@@ -97,13 +99,13 @@ async def signed_in(request: Request) -> Account:
     return account
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, most: int = MAX_BODY_BYTES) -> bytes:
     """Raises HTTPException 413 as soon as too much has come."""
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HTTPException(413, f"the request is larger than {MAX_BODY_BYTES} bytes")
+        if len(body) > most:
+            raise HTTPException(413, f"the request is larger than {most} bytes")
     return body
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from annotation.place import is_project
 from annotation.quality import agreement, annotators, leaderboard, raters
 from annotation.quality.agreement import Share
 from annotation.quality.votes import Row, Vote, free_picks, votes_of
@@ -46,7 +47,7 @@ def load_judged(path: Path | str, *, gold: Path | None = None) -> Judged:
 
         data = read_preferences(path, tables=["clips", "judgments"])
         judged = Judged(data.judgments, data.clips, stated)
-    elif (path / "annotation.db").exists() or (path / "project.yaml").exists():
+    elif is_project(path):
         from annotation.export import judgment_table
         from annotation.store import Store
 

@@ -9,13 +9,15 @@ import typer
 
 app = typer.Typer(help="Parameters, FLOPs, memory per device, step time: does it fit?")
 
-HELP = """Say what training a denoiser would cost, before anything is launched: parameters, FLOPs, memory per device, time, and whether it fits.
+HELP = """Say what a training would cost, before anything is launched: parameters, FLOPs, memory per device, time, and whether it fits.
 
-CONFIG is the YAML that `reelhf generator train` takes (stage: base or refiner), or a preset: tiny, 1b, 7b. Keys after it change it, as in training.
+CONFIG is a YAML that `reelhf generator train` takes (a base or refiner, in stages or not, with or without adapters; a VAE; a text encoder), or a
+preset: tiny, 1b, 7b. Keys after it change it, as in training.
 
     reelhf plan 1b --size 480p --device h200
     reelhf plan 7b --size 720p --device h100 --devices 64 zero_stage=3
     reelhf plan configs/generator/base_toy.yaml architecture.width=256 --device cpu
+    reelhf plan configs/generator/stages_toy.yaml --device cpu
 
 Memory: weights, gradients and optimizer as ZeRO splits them; activations by running the very model on tensors without storage.
 Time: executed FLOPs over an assumed share of the data sheet's peak; `--utilisation` takes the share you measured.
@@ -45,7 +47,12 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="figures instead of text")] = False,
 ) -> None:
     from generator.plan.devices import find_device
+    from generator.plan.networks import NetworkPlan
     from generator.plan.planner import Plan, read_training_config
+    from generator.plan.stages import StagedPlan
+    from generator.training.denoiser import DenoiserTrainConfig
+    from generator.training.text import TextTrainConfig
+    from generator.training.vae import VAETrainConfig
     from reelhf.errors import UserError
 
     if devices < 1:
@@ -57,7 +64,13 @@ def plan(
     chosen = find_device(device)
     config = read_training_config(words or [], size)
     share = chosen.utilisation if utilisation is None else utilisation
-    made = Plan(config, chosen, devices, text_tokens, share)
+    where = chosen, devices, text_tokens, share
+    made: Plan | StagedPlan | NetworkPlan
+    if isinstance(config, DenoiserTrainConfig):
+        made = StagedPlan(config, *where) if config.stages else Plan(config, *where)
+    else:
+        assert isinstance(config, VAETrainConfig | TextTrainConfig)
+        made = NetworkPlan(config, *where)
     if as_json:
         typer.echo(json.dumps(made.as_json(), indent=2))
         return

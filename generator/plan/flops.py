@@ -91,9 +91,12 @@ def spatial_layer_flops(
     return Flops(linear, spatial_attention=grid.frames * attention_flops(width, queries, keys))
 
 
-def full_layer_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) -> Flops:
+def full_layer_flops(
+    config: DiTConfig, grid: LatentGrid, text_tokens: int, *, text_is_read_only: bool = False
+) -> Flops:
     """The same layer where all tokens of the clip attend to each other: a spatial layer over one frame of T * S positions."""
-    return spatial_layer_flops(config, LatentGrid(1, 1, grid.tokens), text_tokens)
+    clip = LatentGrid(1, 1, grid.tokens)
+    return spatial_layer_flops(config, clip, text_tokens, text_is_read_only=text_is_read_only)
 
 
 def temporal_layer_flops(config: DiTConfig, grid: LatentGrid, *, shifted: bool) -> Flops:
@@ -115,6 +118,10 @@ def temporal_layer_flops(config: DiTConfig, grid: LatentGrid, *, shifted: bool) 
 
 def layers_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) -> Flops:
     """All spatial and temporal layers: what activation checkpointing computes twice."""
+    if config.layers == "full":
+        last = full_layer_flops(config, grid, text_tokens, text_is_read_only=True)
+        others = full_layer_flops(config, grid, text_tokens).times(2 * config.num_pairs - 1)
+        return others.plus(last)
     total = Flops()
     for pair in range(config.num_pairs):
         is_last = pair == config.num_pairs - 1
@@ -145,17 +152,27 @@ def full_attention_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) 
     return layers.plus(edge_flops(config, grid, text_tokens))
 
 
-def training_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) -> float:
-    """Executed by forward and backward of one clip, recomputation included where `config.checkpointing` asks for it."""
+def training_flops(
+    config: DiTConfig, grid: LatentGrid, text_tokens: int, *, adapters_only: bool = False
+) -> float:
+    """Executed by forward and backward of one clip, recomputation included where `config.checkpointing` asks for it.
+
+    Args:
+        adapters_only: frozen layers have a gradient of their input only; the adapters' own products, a percent or two, are left out.
+    """
     forward = forward_flops(config, grid, text_tokens)
     executed = forward.total
-    executed += BACKWARD_OF_LINEAR * forward.linear + BACKWARD_OF_ATTENTION * forward.attention
+    of_linear = 1.0 if adapters_only else BACKWARD_OF_LINEAR
+    executed += of_linear * forward.linear + BACKWARD_OF_ATTENTION * forward.attention
     if config.checkpointing:
         again = layers_flops(config, grid, text_tokens)
         executed += again.linear if config.checkpointing == "attention" else again.total
     return executed
 
 
-def model_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) -> float:
-    """What MFU counts of a training step: three forward passes per clip, whatever is recomputed (2204.02311, appendix B)."""
-    return 3.0 * forward_flops(config, grid, text_tokens).total
+def model_flops(
+    config: DiTConfig, grid: LatentGrid, text_tokens: int, *, adapters_only: bool = False
+) -> float:
+    """What MFU counts of a training step: three forward passes per clip, whatever is recomputed (2204.02311, appendix B); two where
+    frozen layers have no gradient of their weights."""
+    return (2.0 if adapters_only else 3.0) * forward_flops(config, grid, text_tokens).total

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from generator.dit import DiT, DiTConfig
 from generator.plan.flops import LatentGrid
+from generator.training.lora import LoraSettings, adaptable, add_lora
 
 BUCKET_ELEMENTS = 500_000_000
 """DeepSpeed's `reduce_bucket_size`: a buffer of as many gradients, allocated whole at every backward pass."""
@@ -51,15 +52,25 @@ def effective_stage(zero_stage: int, bf16: bool) -> int:
     return max(zero_stage, 1 if bf16 else 0)
 
 
-def state_bytes(num_parameters: int, *, zero_stage: int, devices: int, bf16: bool) -> StateBytes:
-    """ZeRO (1910.02054, section 5) with our engine's types; every ZeRO stage from 1 keeps float32 master weights."""
-    stage = effective_stage(zero_stage, bf16)
-    whole = (2 if bf16 else 4) * num_parameters
-    master = 0 if stage == 0 else 4 * num_parameters
+def state_bytes(
+    num_parameters: int,
+    *,
+    zero_stage: int,
+    devices: int,
+    bf16: bool,
+    trained: int | None = None,
+) -> StateBytes:
+    """ZeRO (1910.02054, section 5) with our engine's types; every ZeRO stage from 1 keeps float32 master weights.
+
+    `trained`: how many of the parameters are; all of them by default.
+    """
+    trained = num_parameters if trained is None else trained
+    stage, size = effective_stage(zero_stage, bf16), 2 if bf16 else 4
+    master = 0 if stage == 0 else 4 * trained
     return StateBytes(
-        weights=whole / (devices if stage >= 3 else 1),
-        gradients=whole / (devices if stage >= 2 else 1),
-        optimizer=(8 * num_parameters + master) / (devices if stage >= 1 else 1),
+        weights=size * num_parameters / (devices if stage >= 3 else 1),
+        gradients=size * trained / (devices if stage >= 2 else 1),
+        optimizer=(8 * trained + master) / (devices if stage >= 1 else 1),
         average=4 * num_parameters,
     )
 
@@ -140,15 +151,31 @@ def fused_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = of_torch
 
 
-def meta_dit(config: DiTConfig, dtype: torch.dtype = torch.float32) -> DiT:
-    """The denoiser without storage."""
-    with torch.device("meta"):
-        return DiT(config).to(dtype)
+def meta_dit(
+    config: DiTConfig, dtype: torch.dtype = torch.float32, lora: LoraSettings | None = None
+) -> DiT:
+    """The denoiser without storage, with adapters if there are any."""
+    return new_dit(config, dtype, "meta", lora)
+
+
+def new_dit(config: DiTConfig, dtype: torch.dtype, device: str, lora: LoraSettings | None) -> DiT:
+    with torch.device(device):
+        model = DiT(config)
+        if lora is not None:
+            add_lora(model, lora, adaptable(model))
+    return model.to(dtype)
 
 
 @lru_cache(maxsize=64)
-def count_parameters(config: DiTConfig) -> int:
-    return sum(parameter.numel() for parameter in meta_dit(config).parameters())
+def count_parameters(config: DiTConfig, lora: LoraSettings | None = None) -> int:
+    return sum(parameter.numel() for parameter in meta_dit(config, lora=lora).parameters())
+
+
+@lru_cache(maxsize=64)
+def count_trained(config: DiTConfig, lora: LoraSettings | None = None) -> int:
+    """Of the parameters those that are trained."""
+    model = meta_dit(config, lora=lora)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def dit_inputs(
@@ -176,6 +203,7 @@ def trace_peak_bytes(
     bf16: bool,
     batch: int = 1,
     device: str = "meta",
+    lora: LoraSettings | None = None,
 ) -> int:
     """Most bytes alive at once beside weights, their gradients and the inputs, in one pass over `batch` clips.
 
@@ -187,11 +215,11 @@ def trace_peak_bytes(
     config = config.model_copy(
         update={"attention": "sdpa"}
     )  # lengths of sequences are numbers, which meta tensors lack
-    with torch.device(device):
-        model = DiT(config).to(dtype)
+    model = new_dit(config, dtype, device, lora)
     inputs = dit_inputs(config, grid, text_tokens, batch=batch, device=device)
     for parameter in model.parameters():  # gradients are states: here they leave as they arrive
-        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     live = LiveBytes(device, [*model.parameters(), *inputs])
     with fused_attention(), torch.set_grad_enabled(training), live:
         velocity = model(*inputs)
@@ -202,13 +230,19 @@ def trace_peak_bytes(
 
 @lru_cache(maxsize=256)
 def peak_bytes(
-    config: DiTConfig, grid: LatentGrid, text_tokens: int, *, training: bool, bf16: bool
+    config: DiTConfig,
+    grid: LatentGrid,
+    text_tokens: int,
+    *,
+    training: bool,
+    bf16: bool,
+    lora: LoraSettings | None = None,
 ) -> float:
     """`trace_peak_bytes` of one clip at any depth, in about a second; a batch needs as many times as much."""
 
     def traced(num_pairs: int) -> int:
         shallow = config.model_copy(update={"num_pairs": num_pairs})
-        return trace_peak_bytes(shallow, grid, text_tokens, training=training, bf16=bf16)
+        return trace_peak_bytes(shallow, grid, text_tokens, training=training, bf16=bf16, lora=lora)
 
     if config.num_pairs <= TRACED_PAIRS:
         return traced(config.num_pairs)

@@ -22,6 +22,7 @@ from generator.plan.memory import (
     StateBytes,
     buffer_bytes,
     count_parameters,
+    count_trained,
     effective_stage,
     peak_bytes,
     start_bytes,
@@ -29,13 +30,21 @@ from generator.plan.memory import (
     update_bytes,
 )
 from generator.training.denoiser import DenoiserTrainConfig
-from reelhf.config import load_config
+from generator.training.text import TextTrainConfig
+from generator.training.vae import VAETrainConfig
+from reelhf.config import Config, load_config
 from reelhf.errors import UserError
 
 PRESETS = {name: f"configs/generator/plan_{name}.yaml" for name in ("tiny", "1b", "7b")}
 SIZES = {"480p": (480, 832), "720p": (704, 1280), "1080p": (1088, 1920)}
 """Height and width: the multiples of 16 (and of 32 where the picture allows) nearest to what the name says."""
-PLANNED_STAGES = ("base", "refiner")
+PLANNED: dict[str, type[Config]] = {
+    "base": DenoiserTrainConfig,
+    "refiner": DenoiserTrainConfig,
+    "vae": VAETrainConfig,
+    "text": TextTrainConfig,
+}
+"""What can be planned, by the `stage:` of a YAML."""
 MAX_DEVICES = 1024
 MIN_TRACED_WIDTH = 1024
 """Narrower models spend their time on launching kernels, not on arithmetic: no share of a GPU's peak describes them."""
@@ -87,12 +96,21 @@ class Plan:
     """Share of the peak that executed FLOPs reach."""
 
     def __post_init__(self) -> None:
-        parts = self.devices * self.config.gradient_accumulation_steps
+        if self.devices % self.config.sequence_parallel:
+            raise UserError(
+                f"sequence_parallel {self.config.sequence_parallel} does not divide {self.devices} devices; use a multiple of it"
+            )
+        parts = self.groups * self.config.gradient_accumulation_steps
         if self.config.batch_size % parts:
             raise UserError(
-                f"batch_size {self.config.batch_size} cannot be split over {self.devices} devices x "
+                f"batch_size {self.config.batch_size} cannot be split over {self.groups} devices x "
                 f"{self.config.gradient_accumulation_steps} accumulation steps; use a multiple of {parts}"
             )
+
+    @property
+    def groups(self) -> int:
+        """Of devices that share their clips; as many as there are devices, unless they do."""
+        return self.devices // self.config.sequence_parallel
 
     @property
     def architecture(self) -> DiTConfig:
@@ -112,12 +130,16 @@ class Plan:
 
     @property
     def micro_batch(self) -> int:
-        parts = self.devices * self.config.gradient_accumulation_steps
+        parts = self.groups * self.config.gradient_accumulation_steps
         return self.config.batch_size // parts
 
     @cached_property
     def num_parameters(self) -> int:
-        return count_parameters(self.architecture)
+        return count_parameters(self.architecture, self.config.lora)
+
+    @cached_property
+    def num_trained(self) -> int:
+        return count_trained(self.architecture, self.config.lora)
 
     @property
     def evaluated_clips(self) -> int:
@@ -132,10 +154,13 @@ class Plan:
         size = self.architecture, self.grid, self.text_tokens
         without_gradients = self.architecture.model_copy(update={"checkpointing": False})
         return DeviceMemory(
-            states=state_bytes(parameters, devices=self.devices, **zero),
-            activations=self.micro_batch * peak_bytes(*size, training=True, bf16=config.bf16),
+            states=state_bytes(parameters, devices=self.devices, trained=self.num_trained, **zero),
+            # clips that several devices share are split over them, but for what is computed before and after the layers
+            activations=self.micro_batch
+            * peak_bytes(*size, training=True, bf16=config.bf16, lora=config.lora)
+            / config.sequence_parallel,
             buffers=buffer_bytes(parameters, **zero),
-            update=update_bytes(parameters, devices=self.devices, **zero),
+            update=update_bytes(self.num_trained, devices=self.devices, **zero),
             evaluation=self.evaluated_clips
             * peak_bytes(without_gradients, *size[1:], training=False, bf16=False),
             start=start_bytes(parameters),
@@ -151,19 +176,26 @@ class Plan:
         return self.utilisation * self.device.peak_flops(self.config.bf16)
 
     @property
-    def clips_per_device(self) -> int:
-        return self.config.batch_size // self.devices
+    def clips_per_device(self) -> float:
+        return self.config.batch_size / self.devices
 
     @property
     def step_seconds(self) -> float:
         """Forward, backward and recomputation of a device's share; nothing for communication, data and saving."""
-        executed = training_flops(self.architecture, self.grid, self.text_tokens)
+        executed = training_flops(
+            self.architecture,
+            self.grid,
+            self.text_tokens,
+            adapters_only=self.config.lora is not None,
+        )
         return self.clips_per_device * executed / self.speed
 
     @property
     def mfu(self) -> float:
         """Model FLOPs over peak: below the assumed share where layers are computed twice."""
-        useful = self.clips_per_device * model_flops(self.architecture, self.grid, self.text_tokens)
+        adapters = self.config.lora is not None
+        size = self.architecture, self.grid, self.text_tokens
+        useful = self.clips_per_device * model_flops(*size, adapters_only=adapters)
         return useful / self.step_seconds / self.device.peak_flops(self.config.bf16)
 
     @property
@@ -204,12 +236,13 @@ class Plan:
             "latent_grid": list(self.grid),
             "tokens": self.grid.tokens,
             "parameters": self.num_parameters,
+            "trained_parameters": self.num_trained,
             "flops": {
                 "forward": forward.total,
                 **{f"forward_{kind}": value for kind, value in forward._asdict().items()},
                 "forward_full_attention": full_attention_flops(*size).total,
-                "training": training_flops(*size),
-                "training_model": model_flops(*size),
+                "training": training_flops(*size, adapters_only=self.config.lora is not None),
+                "training_model": model_flops(*size, adapters_only=self.config.lora is not None),
             },
             "memory": {
                 **{f"states_{name}": value for name, value in asdict(self.memory.states).items()},
@@ -228,28 +261,25 @@ class Plan:
         }
 
 
-def read_training_config(words: Sequence[str], size: str | None) -> DenoiserTrainConfig:
-    """The config that `PRESET|CONFIG.yaml [key=value ...]` and `--size` stand for; keys win over the size."""
+def read_training_config(words: Sequence[str], size: str | None) -> Config:
+    """The config, one of `PLANNED`, that `PRESET|CONFIG.yaml [key=value ...]` and `--size` stand for; keys win over the size."""
     if not words or "=" in words[0]:
         raise UserError(
-            f"no config to plan: give a preset ({', '.join(PRESETS)}) or the YAML of a base or refiner, "
+            f"no config to plan: give a preset ({', '.join(PRESETS)}) or a YAML of `reelhf generator train`, "
             "such as configs/generator/base_toy.yaml"
         )
     path = PRESETS.get(words[0].lower(), words[0])
     if path == words[0] and "/" not in path and not path.endswith((".yaml", ".yml")):
         raise UserError(
-            f"no preset '{path}'; expected {', '.join(PRESETS)}, or the YAML of a base or refiner"
+            f"no preset '{path}'; expected {', '.join(PRESETS)}, or a YAML of `reelhf generator train`"
         )
     overrides = list(words[1:])
     if size is not None:
         height, width = frame_size(size)
         overrides = [f"height={height}", f"width={width}", *overrides]
-    _check_stage(path)
-    config = load_config(DenoiserTrainConfig, path, overrides)
-    if config.stages:
-        raise UserError(
-            f"{path} has stages; a plan is of one size: add stages='[]' and the num_frames, height, width and batch_size of the stage"
-        )
+    config = load_config(_class_of(path), path, overrides)
+    if size is not None and getattr(config, "stages", ()):
+        raise UserError(f"--size {size}: {path} has stages, and each has sizes of its own")
     return config
 
 
@@ -268,7 +298,7 @@ def remedies(plan: Plan) -> list[str]:
     if can_start:
         for candidate, words in _savings(plan):
             if candidate.fits:
-                found.append(f"on the same {_count(plan)}: {words}")
+                found.append(f"on the same {count_of_devices(plan.devices)}: {words}")
                 break
         else:
             found += _on_more_devices(plan)
@@ -319,7 +349,7 @@ def _savings(plan: Plan) -> Iterator[tuple[Plan, str]]:
             "architecture.checkpointing": checkpointing,
         }
         different = {key: value for key, value in keys.items() if value != now[key]}
-        yield plan.changed(**different), " ".join(_words(different))
+        yield plan.changed(**different), " ".join(words_of(different))
 
 
 def _on_more_devices(plan: Plan) -> list[str]:
@@ -329,7 +359,7 @@ def _on_more_devices(plan: Plan) -> list[str]:
         keys = {"batch_size": parts} if plan.config.batch_size % parts else {}
         for candidate, words in _savings(plan.changed(devices=devices, **keys)):
             if candidate.fits:
-                changes = " ".join((f"--devices {devices}", *_words(keys), words)).strip()
+                changes = " ".join((f"--devices {devices}", *words_of(keys), words)).strip()
                 return [f"on more devices: {changes}"]
     return []
 
@@ -356,15 +386,16 @@ def _checkpoints(plan: Plan) -> bool | str:
     return plan.config.architecture.checkpointing
 
 
-def _words(keys: dict[str, Any]) -> list[str]:
+def words_of(keys: dict[str, Any]) -> list[str]:
+    """Keys as the command line has them."""
     return [f"{key}={str(value).lower()}" for key, value in keys.items()]
 
 
-def _count(plan: Plan) -> str:
-    return f"{plan.devices} device{'s' * (plan.devices > 1)}"
+def count_of_devices(devices: int) -> str:
+    return f"{devices} device{'s' * (devices > 1)}"
 
 
-def _check_stage(path: str) -> None:
+def _class_of(path: str) -> type[Config]:
     """Other configs have other keys: say what can be planned rather than which key is unknown."""
     import yaml
 
@@ -374,10 +405,10 @@ def _check_stage(path: str) -> None:
     try:
         data = yaml.safe_load(found.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        return  # load_config says what is wrong with it
+        return DenoiserTrainConfig  # load_config says what is wrong with it
     stage = data.get("stage") if isinstance(data, dict) else None
-    if stage not in PLANNED_STAGES:
+    if stage not in PLANNED:
         came = "no `stage:`" if stage is None else f"`stage: {stage}`"
-        raise UserError(
-            f"{found} has {came}; a plan is of a denoiser's training, `stage: base` or `stage: refiner`"
-        )
+        known = ", ".join(f"`stage: {name}`" for name in PLANNED)
+        raise UserError(f"{found} has {came}; a plan is of a generator's training: {known}")
+    return PLANNED[stage]

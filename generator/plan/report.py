@@ -7,14 +7,21 @@ from collections.abc import Iterator
 from generator.plan.devices import KEPT_FREE
 from generator.plan.flops import forward_flops, full_attention_flops, training_flops
 from generator.plan.memory import state_bytes
+from generator.plan.networks import NetworkPlan, network_remedies
 from generator.plan.planner import MIN_TRACED_WIDTH, Plan, remedies
+from generator.plan.stages import StagedPlan, staged_remedies
+from reelhf.tables import format_table
 
 LABEL_WIDTH = 12
 HOURS_PER_DAY = 24
 
 
-def report(plan: Plan, name: str) -> str:
+def report(plan: Plan | StagedPlan | NetworkPlan, name: str) -> str:
     """Everything `reelhf plan` says."""
+    if isinstance(plan, StagedPlan):
+        return "\n".join(_staged(plan, name))
+    if isinstance(plan, NetworkPlan):
+        return "\n".join(_network(plan, name))
     return "\n".join(
         (*_what(plan, name), "", *_memory(plan), "", *_time(plan), "", *_verdict(plan))
     )
@@ -28,6 +35,9 @@ def _what(plan: Plan, name: str) -> Iterator[str]:
     forward, full = forward_flops(*size), full_attention_flops(*size)
     window = architecture.window_for(grid.height, grid.width)
     slots = grid.frames * window[0] * window[1]
+    layers = f"{2 * architecture.num_pairs} layers of full attention"
+    if architecture.layers == "factorised":
+        layers = f"{architecture.num_pairs} spatial and as many temporal layers, windows of {window[0]}x{window[1]} ({slots:,} tokens)"
     yield (
         f"plan of {name}: {config.stage}, {config.num_frames} frames of {config.width}x{config.height} "
         f"at {config.fps:g} fps, on {plan.devices} x {plan.device.name}"
@@ -36,8 +46,7 @@ def _what(plan: Plan, name: str) -> Iterator[str]:
     yield _line(
         "model",
         f"{_count(plan.num_parameters)} parameters: width {architecture.width}, {architecture.num_heads} heads of "
-        f"{architecture.width // architecture.num_heads}, {architecture.num_pairs} spatial and as many temporal layers, "
-        f"windows of {window[0]}x{window[1]} ({slots:,} tokens)",
+        f"{architecture.width // architecture.num_heads}, {layers}",
     )
     yield _line(
         "tokens",
@@ -136,6 +145,111 @@ def _verdict(plan: Plan) -> Iterator[str]:
         return
     yield f"DOES NOT FIT: {peak:.1f} of {usable:.1f} GB a device, in {plan.memory.reason}"
     for remedy in remedies(plan):
+        yield f"  -> {remedy}"
+
+
+def _staged(plan: StagedPlan, name: str) -> Iterator[str]:
+    """A line per stage, then the verdict."""
+    config, worst = plan.config, plan.worst
+    trained = ""
+    if worst.num_trained != worst.num_parameters:
+        trained = f", {_count(worst.num_trained)} of them in adapters"
+    shared = ""
+    if config.sequence_parallel > 1:
+        shared = f", {config.sequence_parallel} of which share each clip"
+    yield f"plan of {name}: {config.stage} in {len(plan.stages)} stages, on {plan.devices} x {plan.device.name}{shared}"
+    yield ""
+    yield _line(
+        "model",
+        f"{_count(worst.num_parameters)} parameters{trained}; {plan.text_tokens} tokens of text",
+    )
+    rows = []
+    for stage, one in plan.stages:
+        size = one.config
+        rows.append(
+            [
+                stage,
+                f"{size.num_frames}x{size.height}x{size.width}",
+                f"{one.grid.tokens:,}",
+                f"{one.micro_batch} x {config.micro_batches // plan.groups}",
+                f"{one.memory.states.total / 1e9:.3g}",
+                f"{one.memory.activations / 1e9:.3g}",
+                f"{one.memory.peak / 1e9:.3g}",
+                "yes" if one.fits else "NO",
+                _seconds(one.step_seconds),
+                f"{one.mfu:.1%}",
+                _hours(size.num_steps * one.step_seconds / 3600),
+            ]
+        )
+    columns = [
+        "stage",
+        "fullest bucket",
+        "tokens",
+        "clips x passes",
+        "states",
+        "activations",
+        "at most, GB",
+        "fits",
+        "step",
+        "MFU",
+        "all steps",
+    ]
+    yield ""
+    yield from format_table(columns, rows).splitlines()
+    yield ""
+    peak = plan.device.peak_flops(config.bf16) / 1e12
+    yield f"time, if {plan.utilisation:.0%} of {peak:g} TFLOP/s are reached (assumed; nothing for communication, data, saving): {_hours(plan.seconds / 3600)} in all"
+    yield "note: a stage's fullest bucket is the one with most latent positions in a micro-batch; the others' micro-batches take about as long"
+    if config.lora is not None:
+        yield "note: frozen weights and their average stay; only adapters have gradients and moments"
+    if config.text_tuning is not None:
+        yield "note: the text encoder trains along: its weights, gradients and moments come on top"
+    yield "note: the VAE, the text encoder and decoded pixels come on top"
+    most, usable = worst.memory.peak / 1e9, plan.device.usable_bytes / 1e9
+    if plan.fits:
+        yield f"fits: {most:.1f} of {usable:.1f} GB a device"
+        return
+    bad = ", ".join(stage for stage, one in plan.stages if not one.fits)
+    yield f"DOES NOT FIT: {most:.1f} of {usable:.1f} GB a device (stages: {bad}), in {worst.memory.reason}"
+    for remedy in staged_remedies(plan):
+        yield f"  -> {remedy}"
+
+
+def _network(plan: NetworkPlan, name: str) -> Iterator[str]:
+    """Of a VAE or a text encoder."""
+    config, states = plan.config, plan.states
+    networks = " and ".join(
+        f"{_count(count)} of the {part}" for part, count in plan.networks.items()
+    )
+    yield f"plan of {name}: {config.stage}, on {plan.devices} x {plan.device.name}"
+    yield ""
+    yield _line("parameters", networks)
+    yield f"memory of one device in GB, of {plan.device.memory_gb:g} ({plan.device.title}) with {KEPT_FREE:.0%} kept free"
+    rows = [
+        (states.weights, "weights, float32"),
+        (states.gradients, "gradients"),
+        (states.optimizer, "optimizer: Adam's moments"),
+        (states.average, "averaged weights"),
+        (plan.buffers, "DeepSpeed's buckets and gathered weights"),
+        *((cost.peak, part) for part, cost in plan.passes.items()),
+        (plan.peak, "at most: the passes come one after another"),
+    ]
+    for value, text in rows:
+        yield f"{value / 1e9:>10.3f}  {text}"
+    yield ""
+    yield _line(
+        "step",
+        f"{_seconds(plan.step_seconds)} for {config.batch_size} samples, {_flops(plan.flops_per_step)} a device, if {plan.utilisation:.0%} of the peak are reached",
+    )
+    yield _line(
+        "run", f"{config.num_steps:,} steps: {_hours(config.num_steps * plan.step_seconds / 3600)}"
+    )
+    peak, usable = plan.peak / 1e9, plan.device.usable_bytes / 1e9
+    if plan.fits:
+        yield f"fits: {peak:.2f} of {usable:.1f} GB a device"
+        return
+    yield f"DOES NOT FIT: {peak:.1f} of {usable:.1f} GB a device"
+    for remedy in network_remedies(plan):
         yield f"  -> {remedy}"
 
 

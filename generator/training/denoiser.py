@@ -485,7 +485,10 @@ def speed_metrics(
     for batch in batches:
         grid = LatentGrid(*batch.clean.shape[2:])
         flops += len(batch) * model_flops(
-            backbone.denoiser.config, grid, batch.condition.embeds.shape[1]
+            backbone.denoiser.config,
+            grid,
+            batch.condition.embeds.shape[1],
+            adapters_only=config.lora is not None,
         )
     flops /= config.sequence_parallel
     metrics = {"speed/step_seconds": seconds, "speed/flops_per_second": flops / seconds}

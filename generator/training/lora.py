@@ -36,6 +36,15 @@ class LoraSettings(Config):
     """Names of linear layers, or the ends of names, such as `.q`; all of the attention and MLP layers by default."""
 
 
+def adaptable(denoiser: nn.Module) -> list[str]:
+    """Names of the layers of our denoiser that may have adapters: those of attention and MLPs."""
+    return [
+        name
+        for name, module in denoiser.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith((".q", ".kv", ".out", ".up", ".down"))
+    ]
+
+
 def add_lora(denoiser: nn.Module, settings: LoraSettings, layers: list[str]) -> None:
     """Freeze the weights and put adapters beside the linear layers, in place; the network's output is the same at first.
 

@@ -24,6 +24,8 @@ class Fold:
 
 def without_clips(task: RewardTask, dropped: Collection[str]) -> RewardTask:
     """The task as if some of its clips had never been shown; verdicts on them go."""
+    if not any(sha in dropped for sha in task.clips):
+        return task
     kept = [index for index, sha in enumerate(task.clips) if sha not in dropped]
     place = {old: new for new, old in enumerate(kept)}
     votes = tuple(
@@ -31,7 +33,10 @@ def without_clips(task: RewardTask, dropped: Collection[str]) -> RewardTask:
         for vote in task.votes
         if vote.a in place and vote.b in place
     )
-    return replace(task, clips=tuple(task.clips[index] for index in kept), votes=votes)
+    clips = tuple(task.clips[index] for index in kept)
+    return replace(
+        task, clips=clips, votes=votes, picks=()
+    )  # best and worst of all are of others now
 
 
 def leave_one_out(

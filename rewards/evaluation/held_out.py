@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from annotation.records import PreferenceData, read_preferences
@@ -152,7 +153,7 @@ def _details(
     model: RewardModule, subject: Subject, scores: Mapping[tuple[str, str], Tensor]
 ) -> dict[str, dict[str, Any]]:
     """Dimension -> everything but the headline."""
-    chooser, chosen_on = _threshold_tasks(subject.training)
+    chooser, chosen_on = _threshold_tasks(subject)
     seen = load_clips(subject.data, chooser) if chooser else {}
     seen_scores = score_clips(model, seen, [(s, t.prompt) for t in chooser for s in t.clips])
     shown = list(dict.fromkeys((sha, t.prompt) for t in subject.tasks for sha in t.clips))
@@ -169,14 +170,40 @@ def _details(
             chooser=(chooser, by_scores(seen_scores, index)),
             chosen_on=chosen_on,
         )
-        found[dimension]["probes"] = probe_corruptions(model, index, clips)
+        if model.compares:
+            found[dimension]["position_flips"] = position_flips(model, subject, dimension)
+        found[dimension]["probes"] = (
+            {} if model.compares else probe_corruptions(model, index, clips)
+        )
     return found
 
 
-def _threshold_tasks(training: Sequence[RewardTask]) -> tuple[list[RewardTask], str | None]:
-    """Tasks on which a tie threshold may be chosen, and what they are; never those it is reported on."""
+def position_flips(model: RewardModule, subject: Subject, dimension: str) -> float | None:
+    """Share of pairs in which a comparing model's answer depends on which clip is shown second; None without pairs."""
+    found = []
+    with torch.no_grad():
+        for task, vote in decided_pairs(subject.tasks, dimension, same_stage=None):
+            a, b = (subject.clips[task.clips[i]] for i in (vote.a, vote.b))
+            device = next(model.parameters()).device
+            first, second = (clip.frames[None].float().to(device) / 255 for clip in (a, b))
+            scores = model.score(
+                first,
+                selection=model.select(first.shape[2], a.fps),
+                fps=a.fps,
+                prompts=[task.prompt],
+                reference=second,
+            )
+            if scores.valid.all():
+                found.append(float(scores.parts["position_flip"]))
+    return sum(found) / len(found) if found else None
+
+
+def _threshold_tasks(subject: Subject) -> tuple[list[RewardTask], str | None]:
+    """Tasks on which a tie threshold may be chosen, and their split; never those it is reported on."""
+    reported = {task.prompt_id for task in subject.tasks}
     for split in ("validation", "train"):
-        found = [task for task in training if task.split == split]
+        own = [task for task in subject.training if task.split == split]
+        found = [task for task in own if task.prompt_id not in reported]
         if found:
             return found, split
     return [], None

@@ -46,23 +46,30 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/link/{token}",
         "/oidc/start",
         "/oidc/callback",
+        "/media/task/{uid}/{position}",
+        "/webhooks/label-studio",
     ),
     "annotator": (
         "/api/logout",
         "/api/tokens",
         "/api/tokens/{token_id}",
         "/annotate/{name}",
+        "/api/flagged",
+        "/api/decide",
     ),
     "annotator, token judge": (
         "/api/claim",
         "/api/submit",
+        "/api/back",
         "/api/skip",
+        "/api/flag",
         "/api/heartbeat",
         "/api/draft",
         "/media/{token}",
     ),
     "annotator, token read": ("/api/me", "/api/progress"),
-    "reviewer, token read": ("/api/counts",),
+    "reviewer, token read": ("/api/counts", "/api/quality"),
+    "reviewer": ("/quality",),
     "admin": ("/api/users",),
 }
 
@@ -86,7 +93,12 @@ def sign_in(client: TestClient, name: str) -> dict[str, str]:
 
 
 def filled(path: str) -> str:
-    return path.replace("{token_id}", "99999").replace("{token}", "none").replace("{name}", "a.css")
+    return (
+        path.replace("{uid}/{position}", "none/0")
+        .replace("{token_id}", "99999")
+        .replace("{token}", "none")
+        .replace("{name}", "a.css")
+    )
 
 
 # --- roles ---

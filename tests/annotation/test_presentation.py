@@ -12,7 +12,7 @@ from PIL import Image
 from annotation.presentation import (
     Measured,
     PresentationConfig,
-    copy_task,
+    copy_tasks,
     plan_task,
     store_picture,
 )
@@ -40,7 +40,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> list[Measured]:
 
 def test_all_copies_of_a_task_have_one_size_rate_and_length(mixed, tmp_path):
     with ThreadPoolExecutor(2) as pool:
-        plan, copies = copy_task(mixed, tmp_path, PresentationConfig(min_side=16), pool)
+        plan, copies = copy_tasks([mixed], tmp_path, PresentationConfig(min_side=16), pool)[0]
     infos = [probe_video(path) for path in copies]
     assert {(i.width, i.height, i.fps, i.frames) for i in infos} == {(64, 48, 10.0, 12)}
     assert (plan.width, plan.height, plan.num_frames) == (64, 48, 12)
@@ -60,7 +60,7 @@ def test_copies_carry_no_name_and_no_metadata(mixed, tmp_path):
     import av
 
     with ThreadPoolExecutor(1) as pool:
-        _, copies = copy_task(mixed, tmp_path, PresentationConfig(min_side=16), pool)
+        _, copies = copy_tasks([mixed], tmp_path, PresentationConfig(min_side=16), pool)[0]
     for path in copies:
         assert "model" not in path.name.lower()
         assert b"modelA" not in path.read_bytes()
@@ -79,9 +79,9 @@ def test_copies_carry_no_name_and_no_metadata(mixed, tmp_path):
 
 def test_a_copy_is_made_once(mixed, tmp_path):
     with ThreadPoolExecutor(1) as pool:
-        _, first = copy_task(mixed, tmp_path, PresentationConfig(min_side=16), pool)
+        _, first = copy_tasks([mixed], tmp_path, PresentationConfig(min_side=16), pool)[0]
         written = [path.stat().st_mtime_ns for path in first]
-        _, second = copy_task(mixed, tmp_path, PresentationConfig(min_side=16), pool)
+        _, second = copy_tasks([mixed], tmp_path, PresentationConfig(min_side=16), pool)[0]
     assert first == second
     assert [path.stat().st_mtime_ns for path in second] == written
 

@@ -16,7 +16,6 @@ from generator.training.bucket_stream import BucketEpochs, BucketStream, images_
 from generator.training.latents import Draws, SigmaConfig, TaskMixConfig
 from generator.training.progressive import split_windows
 from generator.training.stages import CaptionMixConfig, EarlyStop, EarlyStopConfig, learning_rate
-from reelhf.cli import main
 from reelhf.errors import UserError
 from tests.generator.staged_parts import STAGED, staged
 
@@ -180,13 +179,6 @@ def test_whole_files_validate_and_one_file_is_too_few():
     assert len(kept_out) == 8  # the two short files; the long one, first in line or not, stays
     with pytest.raises(UserError, match="stage x: its 4 windows are all of one file"):
         split_windows(windows[:4], 8, "stage x")
-
-
-def test_a_plan_of_stages_asks_for_one_size(capsys):
-    with pytest.raises(SystemExit):
-        main(["plan", "configs/generator/stages_toy.yaml"])
-    assert "has stages; a plan is of one size" in capsys.readouterr().err
-    main(["plan", "configs/generator/stages_toy.yaml", "stages=[]", "--device", "cpu"])
 
 
 def test_processes_that_share_clips_compute_the_same_micro_batches(monkeypatch):

@@ -1,0 +1,1 @@
+"""Scores for files: many at once from the command line, one at a time over HTTP, none twice."""
