@@ -179,13 +179,6 @@ def _others_leases() -> sa.ScalarSelect[int]:
     )
 
 
-def open_to(me: Row[Any]) -> sa.ColumnElement[bool]:
-    """Condition of the tasks that an annotator could still be given, whoever else holds them now."""
-    bound = {"me": me.id, "expert": me.expert, "admin": me.role == "admin"}
-    conditions = [t.task.c.state == "open", t.task.c.purpose == "work", _allowed(), *_untouched()]
-    return sa.and_(*conditions).params(bound)
-
-
 def _allowed() -> sa.ColumnElement[bool]:
     """Tasks for experts go to experts; those of a project with members go to its members."""
     members = (
@@ -197,6 +190,10 @@ def _allowed() -> sa.ColumnElement[bool]:
         _admin, ~members.exists(), members.where(t.project_member.c.account_id == _me).exists()
     )
     return sa.and_(sa.or_(~t.task.c.experts_only, _expert), member)
+
+
+OPEN_TO_ME = (t.task.c.state == "open", t.task.c.purpose == "work", _allowed(), *_untouched())
+"""Conditions of the tasks that annotator `me` (`expert`, `admin`) could still be given, whoever else holds them now."""
 
 
 def _open_tasks() -> sa.Select[tuple[int]]:

@@ -268,7 +268,7 @@ task = Table(
     CheckConstraint("num_judgments <= need_n", name="overlap"),
     CheckConstraint("need_n >= 1", name="need_n"),
     Index(None, "purpose"),
-    Index("ix_task_queue", "state", desc("priority"), "id"),
+    Index("ix_task_queue", "state", "purpose", desc("priority"), "id"),
 )
 
 task_clip = Table(
