@@ -139,25 +139,6 @@ def gold_answers(store: Store) -> dict[str, list[bool]]:
     return found
 
 
-def gold_pairs(store: Store) -> dict[tuple[str, str], tuple[str, str]]:
-    """(task id, dimension) -> sha256 of the known best and worst clip, for the gold tasks that state both."""
-    with store.read() as connection:
-        tasks = connection.execute(
-            select(t.task.c.id, t.task.c.answers).where(t.task.c.purpose == "gold")
-        ).all()
-        shown = select(t.task_clip.c.clip_id).join(t.task, t.task.c.id == t.task_clip.c.task_id)
-        clips = select(t.clip.c.id, t.clip.c.sha256).where(
-            t.clip.c.id.in_(shown.where(t.task.c.purpose == "gold"))
-        )
-        sha256 = dict(connection.execute(clips).tuples().all())
-    return {
-        (f"t{task.id}", dimension): (sha256[answer["best"]], sha256[answer["worst"]])
-        for task in tasks
-        for dimension, answer in task.answers.items()
-        if "best" in answer and "worst" in answer
-    }
-
-
 def _first(connection: Connection, purpose: str, account_id: int, repeat: int) -> int | None:
     asks = {"purpose": purpose, "me": account_id, "attempt": repeat}
     return connection.execute(_unanswered, asks).scalar_one_or_none()

@@ -56,8 +56,8 @@ class Assignment:
 
 
 _me: sa.BindParameter[int] = sa.bindparam("me")
-_expert: sa.BindParameter[bool] = sa.bindparam("expert")
-_admin: sa.BindParameter[bool] = sa.bindparam("admin")
+_expert: sa.BindParameter[bool] = sa.bindparam("expert", type_=sa.Boolean())
+_admin: sa.BindParameter[bool] = sa.bindparam("admin", type_=sa.Boolean())
 _now: sa.BindParameter[int] = sa.bindparam("now")
 
 

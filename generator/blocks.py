@@ -8,7 +8,7 @@ per layer. Queries and keys are RMS-normalised per head, then rotated.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,10 +94,16 @@ class SpatialBlock(nn.Module):
         text_mlp_ratio: float,
         *,
         text_is_read_only: bool = False,
+        over_clip: bool = False,
     ) -> None:
-        """`text_is_read_only`: the last layer's text has no reader, so it gives keys and values and is not updated."""
+        """
+        Args:
+            text_is_read_only: the last layer's text has no reader, so it gives keys and values and is not updated.
+            over_clip: full attention in place of attention within each frame: all positions of the clip and all of its text.
+        """
         super().__init__()
         self.text_is_read_only = text_is_read_only
+        self.over_clip = over_clip
         self.vision_modulation = Modulation(width)
         self.vision_attention = HeadProjection(width, num_heads)
         self.vision_mlp = Mlp(width, mlp_ratio)
@@ -140,11 +146,14 @@ class SpatialBlock(nn.Module):
         tk = apply_rope(tk, text_angles)
 
         tq = None if tq is None else apply_rope(tq, text_angles)
-        of_vision, of_text = (
-            _in_frames(vq, vk, vv, tq, tk, tv, text_mask)
-            if packing is None
-            else packing.attention((vq, vk, vv), (tq, tk, tv))
-        )
+        of_frames, of_tokens = (vq, vk, vv), (tq, tk, tv)
+        if not self.over_clip:
+            of_vision, of_text = joint_attention(of_frames, of_tokens, text_mask, packing)
+        elif shards is None:
+            of_vision, of_text = clip_attention(of_frames, of_tokens, text_mask, packing)
+        else:
+            attend = partial(clip_attention, text_mask=text_mask, packing=packing)
+            of_vision, of_text = shards.head_attention(of_frames, of_tokens, attend)
         vision = vision + v_gate * self.vision_attention.join(of_vision)
         vision = vision + v_gate2 * self.vision_mlp(modulate(vision, v_shift2, v_scale2))
         if self.text_mlp is None:
@@ -154,17 +163,38 @@ class SpatialBlock(nn.Module):
         if text_share is not None:
             of_text = (of_text * text_share[:, :, None, :, None].to(of_text)).sum(dim=1)
             of_text = of_text if shards is None else shards.processes.sum(of_text)
+        elif shards is None or self.over_clip:
+            of_text = of_text.mean(dim=1)
         else:
-            of_text = of_text.mean(dim=1) if shards is None else shards.mean(of_text)
+            of_text = shards.mean(of_text)
         text = text + t_gate * self.text_attention.join(of_text)
         text = text + t_gate2 * self.text_mlp(modulate(text, t_shift2, t_scale2))
         return vision, text
 
 
-def _in_frames(
-    vq: Tensor, vk: Tensor, vv: Tensor, tq: Tensor | None, tk: Tensor, tv: Tensor, text_mask: Tensor
+Vision = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values of the frames, each [B, T, heads, S, d]."""
+Text = tuple[Tensor | None, Tensor, Tensor]
+"""Those of the text, [B, heads, L, d]; it may ask nothing."""
+
+
+def clip_attention(
+    vision: Vision, text: Text, text_mask: Tensor, packing: FramePacking | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of every frame with the text, padded and masked; arguments and results as of `FramePacking.attention`."""
+    """`joint_attention` of a whole clip as one frame; the text's result is [B, 1, heads, L, d]."""
+    frames = vision[0].shape[1]
+    q, k, v = (x.transpose(1, 2).flatten(2, 3).unsqueeze(1) for x in vision)  # [B, 1, heads, N, d]
+    of_vision, of_text = joint_attention((q, k, v), text, text_mask, packing)
+    return of_vision.squeeze(1).unflatten(2, (frames, -1)).transpose(1, 2), of_text
+
+
+def joint_attention(
+    vision: Vision, text: Text, text_mask: Tensor, packing: FramePacking | None
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of every frame with the text that it reads, packed or padded and masked; results as of `FramePacking.attention`."""
+    if packing is not None:
+        return packing.attention(vision, text)
+    (vq, vk, vv), (tq, tk, tv) = vision, text
     batch, frames, _, positions, _ = vq.shape
 
     # every frame sees the text: [B * T, heads, L + S, d]

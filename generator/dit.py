@@ -1,4 +1,4 @@
-"""The diffusion transformer: alternating spatial and temporal layers over latents, text beside them.
+"""The diffusion transformer: alternating spatial and temporal layers over latents, text beside them; or layers of full attention.
 
 Input channels: noisy latents (48), condition latents (48), condition mask (1), and for the refiner the low-resolution
 latents (48) through a zero-initialised projection of their own, so that a refiner starts bit-equal to its base.
@@ -57,6 +57,9 @@ class DiTConfig(Config):
     """Hidden width of the text MLPs over `width`."""
     text_width: PositiveInt = 128
     """Channels of the text encoder's hidden states."""
+    layers: Literal["factorised", "full"] = "factorised"
+    """`full`: every layer attends to all positions of the clip and all of its text, in place of layers in frames and in windows through
+    time; costs grow with the square of the clip (`reelhf plan` says by how much)."""
     window: tuple[PositiveInt, PositiveInt] = (2, 2)
     """Height and width of a temporal window, in latent positions; 4x4 or more is better on a GPU."""
     window_grid: tuple[PositiveInt, PositiveInt] | None = None
@@ -143,6 +146,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
+        self.full = config.layers == "full"
         width, heads = config.width, config.num_heads
         self.input = nn.Linear(2 * config.channels + 1, width)
         self.low_res_input = (
@@ -161,12 +165,23 @@ class DiT(nn.Module):
                 heads,
                 config.mlp_ratio,
                 config.text_mlp_ratio,
-                text_is_read_only=index == config.num_pairs - 1,
+                text_is_read_only=not self.full and index == config.num_pairs - 1,
+                over_clip=self.full,
             )
             for index in range(config.num_pairs)
         )
         self.temporal = nn.ModuleList(
-            TemporalBlock(width, heads, config.mlp_ratio) for _ in range(config.num_pairs)
+            SpatialBlock(
+                width,
+                heads,
+                config.mlp_ratio,
+                config.text_mlp_ratio,
+                text_is_read_only=index == config.num_pairs - 1,
+                over_clip=True,
+            )
+            if self.full
+            else TemporalBlock(width, heads, config.mlp_ratio)
+            for index in range(config.num_pairs)
         )
         self.output_modulation = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, config.channels)
@@ -299,7 +314,7 @@ class DiT(nn.Module):
 
         # 2. Which frames read which tokens: all of them, or those of their own shot. [B, 1 or T, L]
         reads, share = mask[:, None], None
-        if token_shots is not None:
+        if token_shots is not None and not self.full:
             assert shot_starts is not None
             same = token_shots[:, None] == shots_of_frames(shot_starts, frames)[..., None]
             reads = reads & same
@@ -382,9 +397,15 @@ class DiT(nn.Module):
         Each process of a sequence group takes its own frames through them. Every other temporal layer has its windows moved by half.
         """
         frames, shards = vision.shape[1], None
+        whole = frames
         vision_angles, text_angles, grid_angles = angles
         if self.sequence_group is not None:
             shards = FrameShards(self.sequence_group, frames)
+            if self.full and self.config.num_heads % self.sequence_group.size:
+                raise UserError(
+                    f"sequence_parallel {self.sequence_group.size} does not divide {self.config.num_heads} heads, which layers of full "
+                    "attention are shared by"
+                )
             vision, vision_shared, vision_angles = (
                 shards.local(x, dim=1) for x in (vision, vision_shared, vision_angles)
             )
@@ -399,7 +420,8 @@ class DiT(nn.Module):
         ]
         of_frames, packings = None, [None, None]
         if self.config.attention == "packed":
-            of_frames = FramePacking.of(reads, *vision.shape[1:3])
+            shape = (1, whole * vision.shape[2]) if self.full else vision.shape[1:3]
+            of_frames = FramePacking.of(reads, *shape)
             if shards is None:  # frames of several processes meet in padded windows
                 packings = [window_packing(len(vision), *place) for place in places]
         windows = [
@@ -412,8 +434,11 @@ class DiT(nn.Module):
             vision, text = self._layer(spatial, vision, text, *of_spatial, of_frames)
             if 2 * pair in features:
                 hidden[2 * pair] = vision
-            of_windows = windows[pair % 2]
-            vision = self._layer(temporal, vision, vision_shared, grid_angles, *of_windows)
+            if self.full:
+                vision, text = self._layer(temporal, vision, text, *of_spatial, of_frames)
+            else:
+                of_windows = windows[pair % 2]
+                vision = self._layer(temporal, vision, vision_shared, grid_angles, *of_windows)
             if 2 * pair + 1 in features:
                 hidden[2 * pair + 1] = vision
         if shards is None:

@@ -46,7 +46,9 @@ def packed_attention(
         from torch.nn.attention.varlen import varlen_attn
 
         longest = of_queries.longest, of_keys.longest
-        return varlen_attn(q, k, v, of_queries.edges, of_keys.edges, *longest)
+        attended = varlen_attn(q, k, v, of_queries.edges, of_keys.edges, *longest)
+        assert isinstance(attended, Tensor)
+        return attended
     return padded_attention(q, k, v, of_queries, of_keys)
 
 

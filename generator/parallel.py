@@ -1,7 +1,7 @@
 """Sequence parallelism for long clips: several processes share one clip's tokens (DSP, 2403.10266).
 
-The layers are factorised, so each kind is cut along the axis that it does not mix: in spatial layers a process holds some frames, in
-temporal layers some windows, and one all-to-all lies between. Frames and windows that do not divide are padded, and the padding is
+Where layers are factorised, each kind is cut along the axis that it does not mix: in spatial layers a process holds some frames, in
+temporal layers some windows, and one all-to-all lies between. In layers of full attention it holds some heads (DeepSpeed-Ulysses). Frames and windows that do not divide are padded, and the padding is
 never attended to. Everything before the layers and after them is computed by every process for the whole clip.
 
 The collectives are differentiable for the sum of all processes' losses. Where every process computes the same loss, as here, the
@@ -10,6 +10,7 @@ sum is `size` times that loss, and the mean of the processes' gradients, which i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +125,39 @@ class FrameShards:
         start = self.processes.rank * self.per_process
         held = max(0, min(self.per_process, self.num_frames - start))
         return self.processes.sum(x[:, :held].sum(dim=1)) / self.num_frames
+
+    def head_attention(
+        self,
+        vision: tuple[Tensor, Tensor, Tensor],
+        text: tuple[Tensor | None, Tensor, Tensor],
+        attend: Callable[..., tuple[Tensor, Tensor | None]],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Full attention over the clip (DeepSpeed-Ulysses, 2309.14509): from a part of the frames to a part of the heads, and back.
+
+        Args:
+            vision: q, k, v of this process's frames, [B, per_process, heads, S, d].
+            text: q (or None), k, v of the text, the same on every process, [B, heads, L, d].
+            attend: what to compute of all frames and the text with some of the heads.
+        Returns: of this process's frames, and of the text [B, 1, heads, L, d], with all heads.
+        """
+        processes, frames = self.processes, self.per_process
+        # 1. [3, B, t, heads, S, d] -> [r, 3, B, t, heads / P, S, d] -> all frames of our heads.
+        x = torch.stack(vision).unflatten(3, (processes.size, -1)).movedim(3, 0)
+        x = processes.all_to_all(x).movedim(0, 2).flatten(2, 3)[:, :, : self.num_frames]
+        own = [
+            None if part is None else part.chunk(processes.size, dim=1)[processes.rank]
+            for part in text
+        ]
+
+        # 2. Attention of our heads.
+        of_vision, of_text = attend(tuple(x.unbind(0)), tuple(own))
+
+        # 3. And back to all heads of our frames.
+        y = _pad(of_vision, 1, frames * processes.size).unflatten(1, (processes.size, frames))
+        y = processes.all_to_all(y.movedim(1, 0)).movedim(0, 2).flatten(2, 3)
+        if of_text is None:
+            return y, None
+        return y, processes.gather(of_text).movedim(0, 2).flatten(2, 3)
 
     def window_attention(
         self,

@@ -91,9 +91,12 @@ def spatial_layer_flops(
     return Flops(linear, spatial_attention=grid.frames * attention_flops(width, queries, keys))
 
 
-def full_layer_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) -> Flops:
+def full_layer_flops(
+    config: DiTConfig, grid: LatentGrid, text_tokens: int, *, text_is_read_only: bool = False
+) -> Flops:
     """The same layer where all tokens of the clip attend to each other: a spatial layer over one frame of T * S positions."""
-    return spatial_layer_flops(config, LatentGrid(1, 1, grid.tokens), text_tokens)
+    clip = LatentGrid(1, 1, grid.tokens)
+    return spatial_layer_flops(config, clip, text_tokens, text_is_read_only=text_is_read_only)
 
 
 def temporal_layer_flops(config: DiTConfig, grid: LatentGrid, *, shifted: bool) -> Flops:
@@ -115,6 +118,10 @@ def temporal_layer_flops(config: DiTConfig, grid: LatentGrid, *, shifted: bool) 
 
 def layers_flops(config: DiTConfig, grid: LatentGrid, text_tokens: int) -> Flops:
     """All spatial and temporal layers: what activation checkpointing computes twice."""
+    if config.layers == "full":
+        last = full_layer_flops(config, grid, text_tokens, text_is_read_only=True)
+        others = full_layer_flops(config, grid, text_tokens).times(2 * config.num_pairs - 1)
+        return others.plus(last)
     total = Flops()
     for pair in range(config.num_pairs):
         is_last = pair == config.num_pairs - 1

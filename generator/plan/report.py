@@ -35,6 +35,9 @@ def _what(plan: Plan, name: str) -> Iterator[str]:
     forward, full = forward_flops(*size), full_attention_flops(*size)
     window = architecture.window_for(grid.height, grid.width)
     slots = grid.frames * window[0] * window[1]
+    layers = f"{2 * architecture.num_pairs} layers of full attention"
+    if architecture.layers == "factorised":
+        layers = f"{architecture.num_pairs} spatial and as many temporal layers, windows of {window[0]}x{window[1]} ({slots:,} tokens)"
     yield (
         f"plan of {name}: {config.stage}, {config.num_frames} frames of {config.width}x{config.height} "
         f"at {config.fps:g} fps, on {plan.devices} x {plan.device.name}"
@@ -43,8 +46,7 @@ def _what(plan: Plan, name: str) -> Iterator[str]:
     yield _line(
         "model",
         f"{_count(plan.num_parameters)} parameters: width {architecture.width}, {architecture.num_heads} heads of "
-        f"{architecture.width // architecture.num_heads}, {architecture.num_pairs} spatial and as many temporal layers, "
-        f"windows of {window[0]}x{window[1]} ({slots:,} tokens)",
+        f"{architecture.width // architecture.num_heads}, {layers}",
     )
     yield _line(
         "tokens",

@@ -147,10 +147,10 @@ def train_stages(
         backbone.denoiser.run_as(config.architecture)
     else:
         backbone = new_base(config, VideoVAE.load(vae), TextEncoder.load(text)).to(device())
-        fitted = sorted({(w.captions["caption"], w.num_frames) for w in windows[0]})[
-            :FITTED_PROMPTS
-        ]
-        prompts = store.condition(*zip(*fitted, strict=True), backbone.spec.temporal_ratio)
+        fitted = sorted({(w.captions["caption"], w.num_frames) for w in windows[0]})
+        texts = [caption for caption, _ in fitted[:FITTED_PROMPTS]]
+        lengths = [num_frames for _, num_frames in fitted[:FITTED_PROMPTS]]
+        prompts = store.condition(texts, lengths, backbone.spec.temporal_ratio)
         prompts = prompts.to(device())
         backbone.denoiser.fit_pooled_text(prompts.embeds, prompts.mask, prompts.token_shots)
     table = runtime_table(config, backbone, windows, out)

@@ -108,9 +108,9 @@ def reliability(
     for index in range(num_bins):
         inside = place == index
         if inside.any():
-            edges = [0.5 + 0.5 * i / num_bins for i in (index, index + 1)]
-            means = [float(x[inside].mean()) for x in (confidence, hit)]
-            bins.append(ReliabilityBin(*edges, *means, int(inside.sum())))
+            low, high = (0.5 + 0.5 * i / num_bins for i in (index, index + 1))
+            sure, accuracy = (float(x[inside].mean()) for x in (confidence, hit))
+            bins.append(ReliabilityBin(low, high, sure, accuracy, int(inside.sum())))
     return bins
 
 

@@ -117,21 +117,35 @@ class Scorer:
                 fps=fps.to(self.device),
                 prompts=[prompts[i] for i in places],
             )
-            table = zip(places, *(_columns(scores)), strict=True)
-            for place, total, values, z, std, valid in table:
+            table = zip(places, *_columns(scores), self._beyond(scores.values), strict=True)
+            for place, total, values, z, std, valid, beyond in table:
                 if not valid:
                     rows[place] = {"valid": False, "reason": "its score is not finite"}
                     continue
-                named = zip(self.dimensions, values, z, std, strict=True)
+                named = zip(self.dimensions, values, z, std, beyond, strict=True)
                 rows[place] = {
                     "valid": True,
                     "total": total,
                     "dimensions": {
-                        name: {"value": v, "z": s, "std": None if math.isnan(u) else u}
-                        for name, v, s, u in named
+                        name: {
+                            "value": v,
+                            "z": s,
+                            "std": None if math.isnan(u) else u,
+                            "beyond_range": b,
+                        }
+                        for name, v, s, u, b in named
                     },
                 }
         return rows
+
+    def _beyond(self, values: Tensor) -> list[list[float]]:
+        """How far raw scores [B, D] lie beyond the range each reward was validated in, in its standard deviations; 0 inside."""
+        models = list(self.composite.models)
+        low, high, std = (
+            torch.cat([getattr(m, n) for m in models]) for n in ("low", "high", "std")
+        )
+        beyond = (values - high).clamp_min(0) + (low - values).clamp_min(0)
+        return (beyond / std).cpu().tolist()
 
 
 def _columns(scores: Any) -> tuple[list[Any], ...]:

@@ -23,6 +23,17 @@ CASES: dict[str, dict[str, Any]] = {
     "checkpointed": {"grid": (5, 4, 6), "window": (2, 3), "checkpointing": True},
     # a prompt of two shots beside one of one: frames of either shot on one process, and each process with both
     "shots": {"grid": (5, 4, 4), "window": (2, 2), "starts": [[0, 2], [0, NO_SHOT]]},
+    # full attention: heads are dealt out, and frames that do not divide are padded
+    "full": {"grid": (5, 3, 4), "layers": "full", "width": 36, "num_heads": 6},
+    "full_shots": {
+        "grid": (4, 2, 3),
+        "layers": "full",
+        "width": 36,
+        "num_heads": 6,
+        "starts": [[0, 2], [0, NO_SHOT]],
+        "attention": "packed",
+        "checkpointing": True,
+    },
     "packed": {"grid": (5, 3, 4), "attention": "packed", "starts": [[0, 2], [0, NO_SHOT]]},
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -35,7 +46,8 @@ def run(
     **changes: Any,
 ) -> dict[str, Any]:
     torch.manual_seed(0)
-    config = DiTConfig(channels=4, width=24, num_heads=2, num_pairs=3, text_width=8, **changes)
+    size = {"channels": 4, "width": 24, "num_heads": 2, "num_pairs": 3, "text_width": 8}
+    config = DiTConfig.model_validate(size | changes)
     dit = DiT(config)
     for parameter in dit.parameters():
         if not parameter.any():

@@ -97,6 +97,19 @@ def test_a_killed_run_continues_bit_for_bit(tiny_base, tiny_clips, tiny_folders,
     assert [row["attempt"] for row in read_metrics(tmp_path / "run")] == [1, 1, 1, 2, 2, 2]
 
 
+def test_bfloat16_trains_as_float32_but_for_rounding_and_keeps_float32(
+    tiny_base, tiny_clips, tiny_folders, tmp_path
+):
+    run = train_base(config(bf16=True), tiny_clips, *tiny_folders, tmp_path / "run")
+    losses = [[row["loss"] for row in read_metrics(path.parent)] for path in (tiny_base, run)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+    assert losses[1] != losses[0]
+    kept = load_file(run / "denoiser.safetensors")
+    assert {value.dtype for value in kept.values()} == {torch.float32}
+    for name, value in load_file(tiny_base / "denoiser.safetensors").items():
+        assert (kept[name] - value).abs().max() < 0.01 * value.abs().max() + 0.01, name
+
+
 def test_resuming_with_other_settings_is_refused(tiny_base, tiny_clips, tiny_folders):
     with pytest.raises(UserError, match="other settings or other clips"):
         train_base(config(batch_size=8), tiny_clips, *tiny_folders, tiny_base.parent)

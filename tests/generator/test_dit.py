@@ -118,6 +118,41 @@ def test_a_temporal_layer_mixes_all_frames_of_one_window_and_nothing_else():
     assert changed.sum() == 3 * 4
 
 
+def test_a_layer_of_full_attention_is_a_spatial_layer_over_one_long_frame():
+    torch.manual_seed(0)
+    block = SpatialBlock(24, 2, 2.0, 2.0, over_clip=True)
+    within = SpatialBlock(24, 2, 2.0, 2.0)
+    within.load_state_dict(block.state_dict())
+    vision, text = torch.randn(2, 3, 4, 24), torch.randn(2, 5, 24)
+    of_vision, of_text = torch.randn(2, 3, 1, 6, 24), torch.randn(2, 1, 6, 24)
+    angles, text_angles = torch.randn(2, 3, 4, 6), torch.randn(5, 6)
+    mask = torch.tensor([[[True] * 5], [[True] * 2 + [False] * 3]])
+    made, told = block(vision, text, of_vision, of_text, angles, text_angles, mask)
+    long = vision.flatten(1, 2)[:, None]
+    shared = of_vision.expand(-1, -1, 4, -1, -1).flatten(1, 2)[:, None]
+    one, other = within(
+        long, text, shared, of_text, angles.flatten(1, 2)[:, None], text_angles, mask
+    )
+    torch.testing.assert_close(made.flatten(1, 2), one[:, 0])
+    torch.testing.assert_close(told, other)
+
+
+def test_full_attention_reaches_every_frame_in_one_pair_and_uses_every_weight():
+    config = TINY.model_copy(update={"layers": "full", "num_pairs": 1, "window": (1, 1)})
+    model, inputs = randomised(config), tiny_inputs(frames=4)
+    noisy = inputs["noisy"].clone().requires_grad_(True)
+    model(**{**inputs, "noisy": noisy})[:, :, 0, 0, 0].sum().backward()
+    assert (
+        noisy.grad.abs().sum(1) > 0
+    ).all()  # one corner of the first frame sees every place of every frame
+    model.zero_grad()
+    model(**inputs).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+    assert model.state_dict().keys() - randomised(TINY).state_dict().keys() >= {
+        "temporal.0.text_attention.kv.weight"
+    }
+
+
 def test_text_is_updated_with_the_mean_over_frames():
     """Each frame attends with the text on its own; the text that leaves the layer averages what the frames gave it."""
     torch.manual_seed(0)

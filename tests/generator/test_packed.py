@@ -61,6 +61,7 @@ SHOTS = {
         ((1, 4, 4), {}),  # images
         ((3, 4, 4), {"low_res": True}),
         ((3, 4, 4), {"checkpointing": "attention", "shots": True}),
+        ((3, 3, 4), {"layers": "full", "shots": True}),
     ],
 )
 def test_packed_and_padded_attention_give_the_same_velocity_and_gradients(size, options):

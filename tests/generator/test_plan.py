@@ -67,6 +67,7 @@ def counted_forward(config: DiTConfig, grid: LatentGrid, *, batch: int = 1) -> i
         {"mlp_ratio": 2.7, "text_mlp_ratio": 3.1},
         {"window": (4, 3), "num_heads": 8},
         {"window": (20, 20)},
+        {"layers": "full"},
     ],
 )
 @pytest.mark.parametrize("grid", [GRID, LatentGrid(1, 7, 3)])

@@ -110,7 +110,8 @@ def test_the_gradient_log_holds_the_norms_and_cosines_of_autograd():
         scores.z[:, index].sum().backward()
         gradients[name] = leaf.grad.flatten(1)
         norm = gradients[name].norm(dim=1).mean().item()
-        assert log[f"reward_gradient/{name}"] == pytest.approx(norm, rel=1e-4)
+        assert log[f"reward_pull/{name}"] == pytest.approx(norm, rel=1e-3)
+        assert log[f"reward_gradient/{name}"] >= log[f"reward_pull/{name}"]
         values = scores.values[:, index]
         assert log[f"reward_spread/{name}"] == pytest.approx(values.std(unbiased=False).item(), rel=1e-4)  # fmt: skip
     pair = ("motion_quality", LOOK)
