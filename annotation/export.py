@@ -135,11 +135,25 @@ def judgment_table(
     return found, clips
 
 
+_deleted_on_label_studio = (
+    select(sa.literal(1))
+    .select_from(t.label_studio_annotation)
+    .where(
+        t.label_studio_annotation.c.judgment_id == t.judgment.c.id,
+        t.label_studio_annotation.c.state == "deleted",
+    )
+    .correlate(t.judgment)
+    .exists()
+)
+"""Who deletes an annotation takes the vote back; it stays on record."""
+
+
 def _where(query: ExportQuery, of_project: int | None) -> list[sa.ColumnElement[bool]]:
     where: list[sa.ColumnElement[bool]] = [
         t.task.c.round >= query.min_round,
         t.judgment.c.purpose.in_(COUNTED),
         is_latest(),
+        ~_deleted_on_label_studio,
     ]
     if of_project is not None:
         where.append(t.task.c.project_id == of_project)
