@@ -18,7 +18,7 @@ from annotation.flags import FLAGS_TO_HOLD, hold_if_reported
 from annotation.history import choices_of, is_latest, last_judged
 from annotation.records import TaskView, Verdict
 from annotation.refusals import Conflict, NotFound, Refused
-from annotation.routing import COUNTED, RoutingConfig, next_assignment, open_to, why_nothing
+from annotation.routing import COUNTED, OPEN_TO_ME, RoutingConfig, next_assignment, why_nothing
 from annotation.rules import check_answers, settle
 from annotation.showing import own_presentation, present, view
 from annotation.store import Account, Store
@@ -79,15 +79,23 @@ def claim(
     with store.write() as connection:
         me = _lock(connection, t.account, account.id)  # two tabs claim one after the other
         held = connection.execute(_held, {"me": account.id, "now": now}).first()
+        expires = now + int(lease_seconds * 1000)
         if held is not None:
             presentation_id = held.presentation_id
+            _extend_lease(connection, held.task_id, account.id, now, expires)
         else:
             chosen = next_assignment(connection, me, routing, now)
             if chosen is None:
                 return None
             presentation_id = present(store, connection, chosen, account.id, now)
             _end_lease(connection, chosen.task_id, account.id)
-        _lease(connection, presentation_id, account.id, now + int(lease_seconds * 1000))
+            lease = {
+                "task_id": chosen.task_id,
+                "account_id": account.id,
+                "presentation_id": presentation_id,
+                "expires_ms": expires,
+            }
+            connection.execute(insert(t.lease), lease)
         return view(
             store,
             connection,
@@ -117,35 +125,40 @@ _held = (
 )
 
 
+# Statements of the hot path are built once: putting one together costs as much as running it.
+_locked = {
+    table: select(table).where(table.c.id == sa.bindparam("row_id")).with_for_update(key_share=True)
+    for table in (t.account, t.task)
+}
+
+
 def _lock(connection: Connection, table: sa.Table, row_id: int) -> Row[Any]:
     """The row as it is now, to be changed by nobody else until the transaction ends."""
-    query = select(table).where(table.c.id == row_id).with_for_update(key_share=True)
-    return connection.execute(query).one()
+    return connection.execute(_locked[table], {"row_id": row_id}).one()
 
 
-def _lease(connection: Connection, presentation_id: int, account_id: int, expires: int) -> None:
-    updated = connection.execute(
-        update(t.lease)
-        .where(t.lease.c.presentation_id == presentation_id, t.lease.c.account_id == account_id)
-        .values(expires_ms=expires)
-    )
-    if updated.rowcount:
-        return
-    task_id = select(t.presentation.c.task_id).where(t.presentation.c.id == presentation_id)
-    connection.execute(
-        insert(t.lease).values(
-            task_id=task_id.scalar_subquery(),
-            account_id=account_id,
-            presentation_id=presentation_id,
-            expires_ms=expires,
-        )
-    )
+def _extend_lease(
+    connection: Connection, task_id: int, account_id: int, now: int, expires: int
+) -> bool:
+    """False if the lease had run out."""
+    asks = {"of_task": task_id, "of_account": account_id, "now": now, "until": expires}
+    return connection.execute(_extended, asks).rowcount > 0
 
 
 def _end_lease(connection: Connection, task_id: int, account_id: int) -> None:
-    connection.execute(
-        delete(t.lease).where(t.lease.c.task_id == task_id, t.lease.c.account_id == account_id)
-    )
+    connection.execute(_ended, {"of_task": task_id, "of_account": account_id})
+
+
+_this_lease = (
+    t.lease.c.task_id == sa.bindparam("of_task"),
+    t.lease.c.account_id == sa.bindparam("of_account"),
+)
+_ended = delete(t.lease).where(*_this_lease)
+_extended = (
+    update(t.lease)
+    .where(*_this_lease, t.lease.c.expires_ms > sa.bindparam("now"))
+    .values(expires_ms=sa.bindparam("until"))
+)
 
 
 def submit(
@@ -172,9 +185,7 @@ def submit(
     payload_hash = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     with store.read() as connection:
         shown = own_presentation(connection, account, presentation)
-        kind = connection.execute(
-            select(t.task.c.kind).where(t.task.c.id == shown.task_id)
-        ).scalar_one()
+        kind = connection.execute(_kind, {"task": shown.task_id}).scalar_one()
     problems = check_answers(
         kind, verdict.choices, dimensions=shown.dimension_order, num_clips=len(shown.clip_order)
     )
@@ -183,9 +194,7 @@ def submit(
         raise Refused(problems)
     with store.write() as connection:
         task = _lock(connection, t.task, shown.task_id)
-        stored = connection.execute(
-            select(t.judgment).where(t.judgment.c.idempotency_key == key)
-        ).first()
+        stored = connection.execute(_by_key, {"key": key}).first()
         if stored is not None:
             if stored.payload_hash != payload_hash or stored.account_id != account.id:
                 raise Conflict("this submission was already stored with other answers")
@@ -222,6 +231,22 @@ def submit(
         return _receipt(connection, judgment, task, shown, verdict, exam)
 
 
+_kind = select(t.task.c.kind).where(t.task.c.id == sa.bindparam("task"))
+_by_key = select(t.judgment).where(t.judgment.c.idempotency_key == sa.bindparam("key"))
+_latest = select(t.judgment).where(
+    t.judgment.c.task_id == sa.bindparam("task"),
+    t.judgment.c.account_id == sa.bindparam("me"),
+    t.judgment.c.repeat == sa.bindparam("repeat"),
+    is_latest(),
+)
+_counted = (
+    update(t.task)
+    .where(t.task.c.id == sa.bindparam("task"))
+    .values(num_judgments=sa.bindparam("number"), state=sa.bindparam("new_state"))
+)
+_insert_judgment = insert(t.judgment).returning(t.judgment)
+
+
 def _receipt(
     connection: Connection,
     judgment: Row[Any],
@@ -247,14 +272,8 @@ def _replaced(
     connection: Connection, account: Account, shown: Row[Any], revises: int | None
 ) -> Row[Any] | None:
     """The judgment that a revision replaces; None for a first judgment. Raises Conflict where the two do not fit."""
-    earlier = connection.execute(
-        select(t.judgment).where(
-            t.judgment.c.task_id == shown.task_id,
-            t.judgment.c.account_id == account.id,
-            t.judgment.c.repeat == shown.repeat,
-            is_latest(),
-        )
-    ).first()
+    asks = {"task": shown.task_id, "me": account.id, "repeat": shown.repeat}
+    earlier = connection.execute(_latest, asks).first()
     if revises is None:
         if earlier is not None:
             raise Conflict("you have already judged this task")
@@ -279,21 +298,20 @@ def _store(
 ) -> Row[Any]:
     """Inserts the judgment and its choices; returns its row."""
     judgment = connection.execute(
-        insert(t.judgment)
-        .values(
-            task_id=task.id,
-            account_id=shown.account_id,
-            presentation_id=shown.id,
-            purpose=shown.purpose,
-            repeat=shown.repeat,
-            guideline_version=shown.guideline_version,
-            language=verdict.language,
-            seconds=verdict.seconds,
-            watched_seconds=list(verdict.watched_seconds) or None,
-            note=verdict.note,
+        _insert_judgment,
+        {
+            "task_id": task.id,
+            "account_id": shown.account_id,
+            "presentation_id": shown.id,
+            "purpose": shown.purpose,
+            "repeat": shown.repeat,
+            "guideline_version": shown.guideline_version,
+            "language": verdict.language,
+            "seconds": verdict.seconds,
+            "watched_seconds": list(verdict.watched_seconds) or None,
+            "note": verdict.note,
             **values,
-        )
-        .returning(t.judgment)
+        },
     ).one()
     position = {name: index for index, name in enumerate(shown.dimension_order)}
     connection.execute(
@@ -316,11 +334,8 @@ def count_judgment(connection: Connection, task: Row[Any]) -> None:
     """One more counted judgment; the task is done once it has as many as it wants."""
     number = task.num_judgments + 1
     done = number >= task.need_n and task.state == "open"
-    connection.execute(
-        update(t.task)
-        .where(t.task.c.id == task.id)
-        .values(num_judgments=number, state="done" if done else task.state)
-    )
+    values = {"task": task.id, "number": number, "new_state": "done" if done else task.state}
+    connection.execute(_counted, values)
 
 
 def _settle_conflict(
@@ -443,16 +458,8 @@ def heartbeat(store: Store, account: Account, presentation: str, *, lease_second
     now = store.now_ms()
     with store.write() as connection:
         shown = own_presentation(connection, account, presentation)
-        result = connection.execute(
-            update(t.lease)
-            .where(
-                t.lease.c.task_id == shown.task_id,
-                t.lease.c.account_id == account.id,
-                t.lease.c.expires_ms > now,
-            )
-            .values(expires_ms=now + int(lease_seconds * 1000))
-        )
-        return result.rowcount > 0
+        expires = now + int(lease_seconds * 1000)
+        return _extend_lease(connection, shown.task_id, account.id, now, expires)
 
 
 def media_key(store: Store, account: Account, token: str) -> str:
@@ -468,30 +475,32 @@ def media_key(store: Store, account: Account, token: str) -> str:
     return str(row.storage_key)
 
 
+_my_work = (
+    t.judgment.c.account_id == sa.bindparam("me"),
+    t.judgment.c.revision == 0,
+    t.judgment.c.purpose.in_(COUNTED),
+)
+_judged = select(sa.func.count()).select_from(t.judgment).where(*_my_work)
+_recent_seconds = (
+    select(t.judgment.c.seconds)
+    .where(*_my_work, t.judgment.c.seconds.is_not(None))
+    .order_by(t.judgment.c.id.desc())
+    .limit(20)
+)
+_account = select(t.account).where(t.account.c.id == sa.bindparam("me"))
+_number_open = select(sa.func.count()).select_from(t.task).where(*OPEN_TO_ME)
+
+
 def progress(store: Store, account: Account, *, wanted: int | None) -> Progress:
     """Tasks judged and asked for, and the time left at this annotator's own pace (median of the last 20)."""
-    mine = sa.and_(
-        t.judgment.c.account_id == account.id,
-        t.judgment.c.revision == 0,
-        t.judgment.c.purpose.in_(COUNTED),
-    )
+    me = {"me": account.id}
     with store.read() as connection:
-        judged = connection.execute(
-            select(sa.func.count()).select_from(t.judgment).where(mine)
-        ).scalar_one()
-        recent = connection.execute(
-            select(t.judgment.c.seconds)
-            .where(mine, t.judgment.c.seconds.is_not(None))
-            .order_by(t.judgment.c.id.desc())
-            .limit(20)
-        ).scalars()
-        seconds = sorted(recent)
+        judged = connection.execute(_judged, me).scalar_one()
+        seconds = sorted(connection.execute(_recent_seconds, me).scalars())
         if wanted is None:
-            me = connection.execute(select(t.account).where(t.account.c.id == account.id)).one()
-            open_to_me = connection.execute(
-                select(sa.func.count()).select_from(t.task).where(open_to(me))
-            ).scalar_one()
-            wanted = judged + open_to_me
+            row = connection.execute(_account, me).one()
+            asks = {**me, "expert": row.expert, "admin": row.role == "admin"}
+            wanted = judged + connection.execute(_number_open, asks).scalar_one()
     pace = seconds[len(seconds) // 2] if seconds else None
     left = max(0, wanted - judged)
     return Progress(judged, wanted, pace, None if pace is None else pace * left)

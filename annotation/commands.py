@@ -210,6 +210,38 @@ def _say_where(site: FastAPI, store: Store, url: str, project: Path, *, demo: bo
     typer.echo("Ctrl-C ends it; every judgment is on disk when the page says so.")
 
 
+@app.command()
+def watch(
+    project: ProjectArgument = DEFAULT_PROJECT,
+    once: Annotated[bool, typer.Option("--once", help="Look once and stop")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Tell a webhook or a mailbox when the queue runs empty or the answers look wrong."""
+    import time
+
+    from annotation.alerts import look
+    from annotation.config import AnnotationConfig
+    from annotation.store import Store
+    from reelhf.config import load_config
+
+    alerts = load_config(AnnotationConfig, config).alerts
+    if alerts.webhook_url is None and alerts.smtp_host is None and not once:
+        raise UserError(
+            "nobody would be told: set alerts.webhook_url or alerts.smtp_host in the config, or look with --once"
+        )
+    with Store.open(project, create=False) as store:
+        while True:
+            seen = look(store, alerts)
+            for name in seen.raised if once else seen.new:
+                typer.echo(f"{name}: {seen.raised[name]}")
+            for failure in seen.failures:
+                typer.echo(f"not sent: {failure}", err=True)
+            if once:
+                break
+            time.sleep(alerts.every_seconds)
+    typer.echo("nothing is wrong" if not seen.raised else f"{len(seen.raised)} alerts stand")
+
+
 @clips_app.command("import")
 def clips_import(
     source: Annotated[Path, typer.Argument(help="Folder or manifest, as for quickstart")],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from annotation.alerts import AlertsConfig
 from annotation.presentation import PresentationConfig
 from annotation.records import MAX_CLIPS, MIN_CLIPS
 from annotation.routing import RoutingConfig
@@ -71,3 +72,5 @@ class AnnotationConfig(Config):
     """How clips are made alike before anyone sees them."""
     serve: AnnotateConfig = AnnotateConfig()
     """The page and its HTTP API."""
+    alerts: AlertsConfig = AlertsConfig()
+    """When `reelhf annotate watch` tells somebody."""

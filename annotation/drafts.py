@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import bindparam, insert, select, update
 
 from annotation import schema as t
-from annotation.claims import NotFound, Refused
+from annotation.refusals import NotFound, Refused
 from annotation.store import Account, Store
 
 MAX_DRAFT = 20_000

@@ -61,8 +61,7 @@ def next_exam_task(connection: Connection, account_id: int, attempt: int) -> int
 
 
 def exam_state(connection: Connection, account_id: int, config: ExamConfig) -> ExamState:
-    has_exam = select(t.task.c.id).where(t.task.c.purpose == "exam", t.task.c.state == "open")
-    if connection.execute(has_exam.limit(1)).first() is None:
+    if connection.execute(_any_exam).first() is None:
         return ExamState(False, True, 0, False)
     passed = list(
         connection.execute(
@@ -71,6 +70,9 @@ def exam_state(connection: Connection, account_id: int, config: ExamConfig) -> E
     )
     done = any(passed)
     return ExamState(True, done, len(passed), not done and len(passed) >= config.attempts)
+
+
+_any_exam = select(t.task.c.id).where(t.task.c.purpose == "exam", t.task.c.state == "open").limit(1)
 
 
 def finish_exam(
@@ -137,39 +139,25 @@ def gold_answers(store: Store) -> dict[str, list[bool]]:
     return found
 
 
-def gold_pairs(store: Store) -> dict[tuple[str, str], tuple[str, str]]:
-    """(task id, dimension) -> sha256 of the known best and worst clip, for the gold tasks that state both."""
-    with store.read() as connection:
-        tasks = connection.execute(
-            select(t.task.c.id, t.task.c.answers).where(t.task.c.purpose == "gold")
-        ).all()
-        shown = select(t.task_clip.c.clip_id).join(t.task, t.task.c.id == t.task_clip.c.task_id)
-        clips = select(t.clip.c.id, t.clip.c.sha256).where(
-            t.clip.c.id.in_(shown.where(t.task.c.purpose == "gold"))
-        )
-        sha256 = dict(connection.execute(clips).tuples().all())
-    return {
-        (f"t{task.id}", dimension): (sha256[answer["best"]], sha256[answer["worst"]])
-        for task in tasks
-        for dimension, answer in task.answers.items()
-        if "best" in answer and "worst" in answer
-    }
-
-
 def _first(connection: Connection, purpose: str, account_id: int, repeat: int) -> int | None:
-    answered = (
-        select(t.judgment.c.id)
+    asks = {"purpose": purpose, "me": account_id, "attempt": repeat}
+    return connection.execute(_unanswered, asks).scalar_one_or_none()
+
+
+_unanswered = (
+    select(t.task.c.id)
+    .where(
+        t.task.c.purpose == sa.bindparam("purpose"),
+        t.task.c.state == "open",
+        ~select(t.judgment.c.id)
         .where(
             t.judgment.c.task_id == t.task.c.id,
-            t.judgment.c.account_id == account_id,
-            t.judgment.c.repeat == repeat,
+            t.judgment.c.account_id == sa.bindparam("me"),
+            t.judgment.c.repeat == sa.bindparam("attempt"),
         )
         .correlate(t.task)
-        .exists()
+        .exists(),
     )
-    return connection.execute(
-        select(t.task.c.id)
-        .where(t.task.c.purpose == purpose, t.task.c.state == "open", ~answered)
-        .order_by(t.task.c.priority.desc(), t.task.c.id)
-        .limit(1)
-    ).scalar_one_or_none()
+    .order_by(t.task.c.priority.desc(), t.task.c.id)
+    .limit(1)
+)

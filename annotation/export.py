@@ -17,32 +17,29 @@ Implied pairs are written on request. Pairs with a purged clip, and judgments th
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
+from annotation import audit
 from annotation import schema as t
+from annotation.export_rows import Votes, judgment_row, pairs_of, picks_of, preference_rows
 from annotation.history import is_latest
-from annotation.pairs import Pair, best_worst_pairs, judgment_pairs
+from annotation.pairs import Pair
 from annotation.preference_files import PreferenceWriter
 from annotation.projects import project_id
-from annotation.records import split_of
 from annotation.routing import COUNTED
 from annotation.store import Store
 
-IMPLIED_WEIGHT = 0.5
-"""The rule has checked the explicit pair only; an implied one counts half (our choice)."""
-PAGE_JUDGMENTS = 2000
-PAGE_CLIPS = 5000
+PAGE_JUDGMENTS = 500
+KEPT_TASKS = 5000
+PAGE_CLIPS = 2000
 IN_LIST = 500
 """Values in one SQL `IN`; databases limit them."""
 
@@ -95,7 +92,7 @@ def export_preferences(
         for clips in _clip_pages(connection, used):
             rows = [_clip_row(store, writer.folder, clip, query.project) for clip in clips]
             writer.write("clips", rows)
-        return writer.finish(
+        folder = writer.finish(
             guideline_version=", ".join(sorted(versions)) or store.guideline.version,
             source_query=query.words(),
             extra={
@@ -104,6 +101,11 @@ def export_preferences(
                 "last_judgment": last,
             },
         )
+    with store.write() as connection:
+        detail = {"query": query.words(), "last_judgment": last}
+        subject = folder.name[: audit.MAX_SUBJECT]
+        audit.record(connection, store.now_ms(), audit.COMMAND_LINE, "export", subject, detail)
+    return folder
 
 
 def judgment_table(
@@ -133,11 +135,25 @@ def judgment_table(
     return found, clips
 
 
+_deleted_on_label_studio = (
+    select(sa.literal(1))
+    .select_from(t.label_studio_annotation)
+    .where(
+        t.label_studio_annotation.c.judgment_id == t.judgment.c.id,
+        t.label_studio_annotation.c.state == "deleted",
+    )
+    .correlate(t.judgment)
+    .exists()
+)
+"""Who deletes an annotation takes the vote back; it stays on record."""
+
+
 def _where(query: ExportQuery, of_project: int | None) -> list[sa.ColumnElement[bool]]:
     where: list[sa.ColumnElement[bool]] = [
         t.task.c.round >= query.min_round,
         t.judgment.c.purpose.in_(COUNTED),
         is_latest(),
+        ~_deleted_on_label_studio,
     ]
     if of_project is not None:
         where.append(t.task.c.project_id == of_project)
@@ -186,10 +202,10 @@ def _pages(
 ) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]], set[int]]]:
     """Judgment rows, preference rows and ids of the clips they name, page by page in the order judged.
 
-    A page is read by key (`id` above the last one), so the thousandth costs what the first does. The agreement of a pair needs all
-    judgments of its task: those of a page's tasks are read with it, and only the page's own are written.
+    A page is read by key (`id` above the last one), so the thousandth costs what the first does.
     """
     withdrawn = _withdrawn(connection)
+    tasks = _Tasks(connection, where, query, withdrawn)
     after = 0
     while True:
         page = list(
@@ -204,42 +220,82 @@ def _pages(
         if not page:
             return
         first, after = page[0].id, page[-1].id
-        choices = _choices_of(connection, where, sorted({row.task_id for row in page}))
-        clips = _clips_of(connection, {clip for row in choices for clip in row.clip_order})
+        tasks.read({row.task_id for row in page})
+        of_page = _choices.where(*where, t.judgment.c.id.between(first, after))
+        choices = connection.execute(of_page).all()
+        clips = _rows_by_id(
+            connection, _shown_clips, {clip for row in choices for clip in row.clip_order}
+        )
         judgments: list[dict[str, Any]] = []
-        preferences: list[tuple[bool, dict[str, Any]]] = []
+        preferences: list[dict[str, Any]] = []
         used: set[int] = set()
-        decided = {row.task_id for row in choices if row.purpose == "adjudication"}
-        overruled = decided if query.adjudicated_only else set()
-        for row in choices:
-            mine = first <= row.judgment_id <= after
+        for row in sorted(choices, key=lambda row: (row.judgment_id, row.position)):
             if row.account_id in withdrawn:
-                left_out["withdrawn answers"] += mine
+                left_out["withdrawn answers"] += 1
                 continue
             shown = [clips[clip_id] for clip_id in row.clip_order]
-            for judgment, pairs in _rows_of_choice(row, shown):
-                kept = [pair for pair in pairs if not _purged(pair, shown)]
-                left_out["pairs with a purged clip"] += (len(pairs) - len(kept)) * mine
-                if mine:
-                    judgments.append(judgment)
-                    used.update(clip for clip in row.clip_order if not clips[clip]["purged_ms"])
-                if not _teaches(row, overruled):
+            used.update(clip["id"] for clip in shown if not clip["purged_ms"])
+            for pick in picks_of(row, [clip["sha256"] for clip in shown]):
+                judgments.append(judgment_row(row, pick))
+                if not tasks.teaches(row):
                     continue
-                preferences += [
-                    (mine, preference)
-                    for preference in _preference_rows(
-                        row, shown, judgment, kept, query.include_implied
-                    )
-                ]
-        _add_agreement([preference for _, preference in preferences])
-        yield judgments, [preference for mine, preference in preferences if mine], used
+                pairs = pairs_of(pick)
+                kept = [pair for pair in pairs if not _purged(pair, shown)]
+                left_out["pairs with a purged clip"] += len(pairs) - len(kept)
+                preferences += preference_rows(
+                    row,
+                    shown,
+                    pick,
+                    kept,
+                    include_implied=query.include_implied,
+                    votes=tasks.votes(row.task_id),
+                )
+        yield judgments, preferences, used
 
 
-def _teaches(row: Any, overruled: set[int]) -> bool:
-    """True if preferences come of it: real work that no expert has decided otherwise, or the expert's word."""
-    if row.purpose == "adjudication":
-        return True
-    return bool(row.purpose == "work" and row.task_id not in overruled)
+class _Tasks:
+    """What all annotators said of each task: a pair's agreement needs it. The last `KEPT_TASKS` are kept, for a task's judgments lie
+    close together; an older one is read again."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        where: Sequence[sa.ColumnElement[bool]],
+        query: ExportQuery,
+        withdrawn: set[int],
+    ):
+        self._connection, self._where, self._query = connection, where, query
+        self._withdrawn = withdrawn
+        self._votes: dict[int, Votes] = {}
+        self._decided: dict[int, bool] = {}
+
+    def read(self, task_ids: set[int]) -> None:
+        """Reads the tasks that are not kept."""
+        missing = sorted(task_ids - self._votes.keys())
+        if len(self._votes) + len(missing) > KEPT_TASKS:
+            old = [task for task in self._votes if task not in task_ids]
+            for task_id in old[: len(self._votes) + len(missing) - KEPT_TASKS]:
+                del self._votes[task_id], self._decided[task_id]
+        found: dict[int, list[Any]] = {task_id: [] for task_id in missing}
+        for start in range(0, len(missing), IN_LIST):
+            part = t.task.c.id.in_(missing[start : start + IN_LIST])
+            for row in self._connection.execute(_said.where(*self._where, part)):
+                if row.account_id not in self._withdrawn:
+                    found[row.task_id].append(row)
+        for task_id, rows in found.items():
+            self._decided[task_id] = any(row.purpose == "adjudication" for row in rows)
+            taught = [row for row in rows if self.teaches(row)]
+            self._votes[task_id] = Votes(taught, include_implied=self._query.include_implied)
+
+    def votes(self, task_id: int) -> Votes:
+        return self._votes[task_id]
+
+    def teaches(self, row: Any) -> bool:
+        """True if preferences come of it: real work that no expert has decided otherwise, or the expert's word."""
+        if row.purpose == "adjudication":
+            return True
+        overruled = self._query.adjudicated_only and self._decided[row.task_id]
+        return bool(row.purpose == "work" and not overruled)
 
 
 def _purged(pair: Pair, shown: Sequence[Mapping[str, Any]]) -> bool:
@@ -255,34 +311,44 @@ def _withdrawn(connection: Connection) -> set[int]:
     return set(connection.execute(query).scalars())
 
 
-def _choices_of(
-    connection: Connection, where: Sequence[sa.ColumnElement[bool]], task_ids: Sequence[int]
-) -> list[sa.Row[Any]]:
-    """Every choice about these tasks, in the order judged and asked."""
-    rows = [
-        row
-        for start in range(0, len(task_ids), IN_LIST)
-        for row in connection.execute(
-            _choices.where(*where, t.task.c.id.in_(task_ids[start : start + IN_LIST]))
-        )
-    ]
-    return sorted(rows, key=lambda row: (row.judgment_id, row.position))
-
-
-def _clips_of(connection: Connection, clip_ids: set[int]) -> dict[int, dict[str, Any]]:
+def _rows_by_id(
+    connection: Connection, query: sa.Select[Any], clip_ids: set[int]
+) -> dict[int, dict[str, Any]]:
+    """Rows about clips, by clip id."""
     ids = sorted(clip_ids)
     return {
         row.id: dict(row._mapping)
         for start in range(0, len(ids), IN_LIST)
-        for row in connection.execute(_clips.where(t.clip.c.id.in_(ids[start : start + IN_LIST])))
+        for row in connection.execute(query.where(t.clip.c.id.in_(ids[start : start + IN_LIST])))
     }
 
 
 def _clip_pages(connection: Connection, used: _Ids) -> Iterator[list[dict[str, Any]]]:
     for ids in used.pages(PAGE_CLIPS):
-        clips = _clips_of(connection, set(ids))
+        clips = _rows_by_id(connection, _clips, set(ids))
         yield [clips[clip_id] for clip_id in ids]
 
+
+_said = (
+    select(
+        t.choice,
+        t.judgment.c.task_id,
+        t.judgment.c.account_id,
+        t.judgment.c.purpose,
+        t.presentation.c.clip_order,
+    )
+    .join(t.judgment, t.judgment.c.id == t.choice.c.judgment_id)
+    .join(t.presentation, t.presentation.c.id == t.judgment.c.presentation_id)
+    .join(t.task, t.task.c.id == t.judgment.c.task_id)
+)
+
+_shown_clips = select(
+    t.clip.c.id,
+    t.clip.c.sha256,
+    t.clip.c.stage,
+    t.clip.c.first_frame_sha256,
+    t.clip.c.purged_ms,
+)
 
 _first_project = (
     select(t.project.c.name)
@@ -334,122 +400,6 @@ _choices = (
 )
 
 
-def _rows_of_choice(
-    row: Any, shown: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[dict[str, Any], list[Pair]]]:
-    """One judgment row per pick, with the pairs it yields."""
-    common = {
-        "task_id": f"t{row.task_id}",
-        "annotator": row.pseudonym,
-        "simulated": row.simulated,
-        "project": row.project,
-        "round": row.round,
-        "prompt_id": row.prompt_id,
-        "dimension": row.dimension,
-        "kind": row.kind,
-        "candidates": [clip["sha256"] for clip in shown],
-        "scores": row.scores,
-        "dimension_position": row.position,
-        "surplus": row.surplus,
-        "shown_at": None if row.shown_ms == row.submitted_ms else _when(row.shown_ms),
-        "submitted_at": _when(row.submitted_ms),
-        "seconds": row.seconds,
-        "guideline_version": row.guideline_version,
-        "purpose": row.purpose,
-        "revision": row.revision,
-        "confirmed": row.confirmed,
-    }
-    vetoed = row.constrained or row.status == "no_valid_pair"
-    name = f"j{row.judgment_id}/{row.dimension}"
-    if vetoed and row.first_best is not None:
-        yield (
-            {
-                **common,
-                "judgment_id": f"{name}/first",
-                "pick": "first",
-                "status": "vetoed",
-                "best": row.first_best,
-                "worst": row.first_worst,
-                "tie": False,
-                "admissible": False,
-                "constrained": False,
-            },
-            best_worst_pairs(row.first_best, row.first_worst, len(shown)),
-        )
-    final = {
-        **common,
-        "judgment_id": f"{name}/final",
-        "pick": "final",
-        "status": row.status,
-        "best": row.best,
-        "worst": row.worst,
-        "tie": row.status == "tie",
-        "admissible": row.admissible,
-        "constrained": row.constrained,
-    }
-    yield final, judgment_pairs(final, _rng(final["judgment_id"]))
-
-
-def _preference_rows(
-    row: Any,
-    shown: Sequence[Mapping[str, Any]],
-    judgment: Mapping[str, Any],
-    pairs: Sequence[Pair],
-    include_implied: bool,
-) -> list[dict[str, Any]]:
-    rng = _rng("order", judgment["judgment_id"], judgment["candidates"])
-    pictures = [clip["first_frame_sha256"] for clip in shown if clip["first_frame_sha256"]]
-    rows = []
-    for pair in pairs:
-        swap = rng.random() < 0.5  # which clip is called a must say nothing of which is better
-        if pair.kind == "implied" and not include_implied:
-            continue
-        a, b = (pair.b, pair.a) if swap else (pair.a, pair.b)
-        rows.append(
-            {
-                "prompt_id": row.prompt_id,
-                "prompt": row.text,
-                "language": row.language,
-                "task_kind": row.task_kind,
-                "first_frame_sha256": pictures[0] if pictures else None,
-                "task_id": judgment["task_id"],
-                "round": row.round,
-                "dimension": row.dimension,
-                "clip_a": shown[a]["sha256"],
-                "clip_b": shown[b]["sha256"],
-                "preference": -pair.preference if swap else pair.preference,
-                "kind": pair.kind,
-                "weight": 1.0 if pair.kind == "explicit" else IMPLIED_WEIGHT,
-                "judgment_ids": [judgment["judgment_id"]],
-                "annotator": row.pseudonym,
-                "simulated": row.simulated,
-                "admissible": judgment["admissible"],
-                "constrained": judgment["constrained"],
-                "same_stage": shown[a]["stage"] == shown[b]["stage"],
-                "agreement": None,
-                "split": split_of(row.cluster),
-            }
-        )
-    return rows
-
-
-def _add_agreement(preferences: list[dict[str, Any]]) -> None:
-    """Fills `agreement`: among the other annotators' rows for the same pair and dimension, the fraction that say the same."""
-    groups: dict[tuple[str, str, frozenset[str]], list[dict[str, Any]]] = defaultdict(list)
-    for row in preferences:
-        pair = frozenset((row["clip_a"], row["clip_b"]))
-        groups[row["task_id"], row["dimension"], pair].append(row)
-    for rows in groups.values():
-        for row in rows:
-            others = [
-                other["preference"] if other["clip_a"] == row["clip_a"] else -other["preference"]
-                for other in rows
-                if other["annotator"] != row["annotator"]
-            ]
-            if others:
-                row["agreement"] = sum(o == row["preference"] for o in others) / len(others)
-
-
 def _clip_row(
     store: Store, out: Path, clip: Mapping[str, Any], project: str | None
 ) -> dict[str, Any]:
@@ -478,11 +428,3 @@ def _clip_row(
         "uri": uri(clip["storage_key"]),
         "first_frame_uri": uri(clip["first_frame_key"]),
     }
-
-
-def _rng(*parts: object) -> random.Random:
-    return random.Random(hashlib.sha256(repr(parts).encode()).digest())
-
-
-def _when(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, tz=timezone.utc)

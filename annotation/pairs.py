@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -47,10 +47,13 @@ def score_pairs(scores: Sequence[float], best: int | None, worst: int | None) ->
     return found
 
 
-def judgment_pairs(judgment: Mapping[str, Any], rng: random.Random) -> list[Pair]:
+def judgment_pairs(judgment: Mapping[str, Any], rng: Callable[[], random.Random]) -> list[Pair]:
     """The pairs that one row of the `judgments` table orders or ties.
 
     A constrained pick (made after a veto) implies nothing beyond itself; `cannot_judge` and `no_valid_pair` say nothing.
+
+    Args:
+        rng: made for a tie alone, whose explicit pair is drawn.
     """
     num_clips = len(judgment["candidates"])
     if judgment["scores"] is not None:
@@ -58,7 +61,7 @@ def judgment_pairs(judgment: Mapping[str, Any], rng: random.Random) -> list[Pair
     elif judgment["best"] is not None:
         pairs = best_worst_pairs(judgment["best"], judgment["worst"], num_clips)
     elif judgment["tie"]:
-        pairs = tie_pairs(num_clips, rng)
+        pairs = tie_pairs(num_clips, rng())
     else:
         pairs = []
     if judgment["constrained"]:

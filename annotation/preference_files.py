@@ -22,7 +22,7 @@ from reelhf.errors import UserError
 from reelhf.hashing import sha256_file
 
 FORMATS = ("parquet", "jsonl", "csv")
-BATCH_ROWS = 20_000
+BATCH_ROWS = 10_000
 """Rows of one table held back until they are written, and rows of a Parquet row group."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet runs a cell that begins so."""
@@ -55,10 +55,9 @@ class PreferenceWriter:
 
     def write(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows to `clips`, `judgments` or `preferences`."""
-        waiting = self._waiting[table]
         for row in rows:
-            waiting.append(dict(row))
-            if len(waiting) >= BATCH_ROWS:
+            self._waiting[table].append(dict(row))
+            if len(self._waiting[table]) >= BATCH_ROWS:
                 self._flush(table)
 
     def finish(

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, insert, select
 
 from annotation import audit
 from annotation import schema as t
-from annotation.store import Account, Store
+from annotation.store import Store
 from reelhf.errors import UserError, did_you_mean
 
 MEMBER_ROLES = ("annotator", "reviewer", "admin")
@@ -111,18 +111,3 @@ def configure(
         found = store.project_id(connection, project)
         connection.execute(sa.update(t.project).where(t.project.c.id == found).values(values))
         audit.record(connection, store.now_ms(), actor, "project settings", project, values)
-
-
-def may_work(account: Account, project: sa.ColumnElement[int]) -> sa.ColumnElement[bool]:
-    """Whether an account may work in a project: it is a member, or the project has none. Administrators always may.
-
-    Args:
-        project: a column that holds project ids, such as `task.project_id`.
-    """
-    if account.role == "admin":
-        return sa.true()
-    of_project = select(t.project_member.c.account_id).where(
-        t.project_member.c.project_id == project
-    )
-    mine = of_project.where(t.project_member.c.account_id == account.id)
-    return sa.or_(~of_project.exists(), mine.exists())

@@ -56,8 +56,8 @@ class Assignment:
 
 
 _me: sa.BindParameter[int] = sa.bindparam("me")
-_expert: sa.BindParameter[bool] = sa.bindparam("expert")
-_admin: sa.BindParameter[bool] = sa.bindparam("admin")
+_expert: sa.BindParameter[bool] = sa.bindparam("expert", type_=sa.Boolean())
+_admin: sa.BindParameter[bool] = sa.bindparam("admin", type_=sa.Boolean())
 _now: sa.BindParameter[int] = sa.bindparam("now")
 
 
@@ -143,7 +143,7 @@ def _take_work(connection: Connection, me: Row[Any], now: int) -> int | None:
     """The next task that is open to an annotator, locked until the transaction ends."""
     asks = {"me": me.id, "expert": me.expert, "admin": me.role == "admin", "now": now}
     while True:
-        task_id = connection.execute(_next_task, asks).scalar_one_or_none()
+        task_id: int | None = connection.execute(_next_task, asks).scalars().first()
         if task_id is None or connection.dialect.name == "sqlite":
             return task_id  # SQLite has one writer: nobody can have come between
         # PostgreSQL chose by a snapshot older than the row lock: leases that were committed in between show only now.
@@ -179,13 +179,6 @@ def _others_leases() -> sa.ScalarSelect[int]:
     )
 
 
-def open_to(me: Row[Any]) -> sa.ColumnElement[bool]:
-    """Condition of the tasks that an annotator could still be given, whoever else holds them now."""
-    bound = {"me": me.id, "expert": me.expert, "admin": me.role == "admin"}
-    conditions = [t.task.c.state == "open", t.task.c.purpose == "work", _allowed(), *_untouched()]
-    return sa.and_(*conditions).params(bound)
-
-
 def _allowed() -> sa.ColumnElement[bool]:
     """Tasks for experts go to experts; those of a project with members go to its members."""
     members = (
@@ -197,6 +190,10 @@ def _allowed() -> sa.ColumnElement[bool]:
         _admin, ~members.exists(), members.where(t.project_member.c.account_id == _me).exists()
     )
     return sa.and_(sa.or_(~t.task.c.experts_only, _expert), member)
+
+
+OPEN_TO_ME = (t.task.c.state == "open", t.task.c.purpose == "work", _allowed(), *_untouched())
+"""Conditions of the tasks that annotator `me` (`expert`, `admin`) could still be given, whoever else holds them now."""
 
 
 def _open_tasks() -> sa.Select[tuple[int]]:

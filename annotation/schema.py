@@ -268,7 +268,7 @@ task = Table(
     CheckConstraint("num_judgments <= need_n", name="overlap"),
     CheckConstraint("need_n >= 1", name="need_n"),
     Index(None, "purpose"),
-    Index("ix_task_queue", "state", desc("priority"), "id"),
+    Index("ix_task_queue", "state", "purpose", desc("priority"), "id"),
 )
 
 task_clip = Table(
@@ -465,6 +465,7 @@ label_studio_annotation = Table(
     Column("seen_ms", BigInteger, nullable=False),
     CheckConstraint("state in ('stored', 'refused', 'surplus', 'deleted')", name="state"),
     UniqueConstraint("uid", "their_id", "updated_at", "state"),
+    Index(None, "judgment_id"),
 )
 
 webhook_event = Table(

@@ -6,6 +6,7 @@ import random
 import secrets
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy import Connection, Row, insert, select
 
 from annotation import schema as t
@@ -23,24 +24,25 @@ def present(
     store: Store, connection: Connection, chosen: Assignment, account_id: int, now: int
 ) -> int:
     """Draws the order of clips and of dimensions and makes the opaque media tokens. Returns the presentation id."""
-    task = connection.execute(select(t.task).where(t.task.c.id == chosen.task_id)).one()
-    clips = list(connection.execute(select(t.task_clip).where(t.task_clip.c.task_id == task.id)))
+    task = connection.execute(_task, {"task": chosen.task_id}).one()
+    clips = list(connection.execute(_clips, {"task": task.id}))
     rng = random.SystemRandom()
     rng.shuffle(clips)
     dimensions = asked_dimensions(store.guideline, task)
     rng.shuffle(dimensions)
     result = connection.execute(
-        insert(t.presentation).values(
-            token=secrets.token_urlsafe(18),
-            task_id=task.id,
-            account_id=account_id,
-            clip_order=[clip.clip_id for clip in clips],
-            dimension_order=dimensions,
-            guideline_version=store.guideline.version,
-            purpose=chosen.purpose,
-            repeat=chosen.repeat,
-            shown_ms=now,
-        )
+        insert(t.presentation),
+        {
+            "token": secrets.token_urlsafe(18),
+            "task_id": task.id,
+            "account_id": account_id,
+            "clip_order": [clip.clip_id for clip in clips],
+            "dimension_order": dimensions,
+            "guideline_version": store.guideline.version,
+            "purpose": chosen.purpose,
+            "repeat": chosen.repeat,
+            "shown_ms": now,
+        },
     )
     assert result.inserted_primary_key is not None
     presentation_id: int = result.inserted_primary_key[0]
@@ -77,12 +79,9 @@ def view(
     show_opinions: bool = True,
 ) -> TaskView:
     """What an annotator's browser gets of a presentation."""
-    row = connection.execute(_shown.where(t.presentation.c.id == presentation_id)).one()
-    media = connection.execute(
-        select(t.media.c.token, t.media.c.position).where(
-            t.media.c.presentation_id == presentation_id
-        )
-    )
+    which = {"presentation": presentation_id}
+    row = connection.execute(_shown, which).one()
+    media = connection.execute(_media, which)
     urls = {m.position: f"/media/{m.token}" for m in media}
     num_clips = len(row.clip_order)
     guideline = store.guideline_of(row.guideline_version)
@@ -118,12 +117,19 @@ _shown = (
     )
     .join(t.task, t.task.c.id == t.presentation.c.task_id)
     .join(t.prompt, t.prompt.c.prompt_id == t.task.c.prompt_id)
+    .where(t.presentation.c.id == sa.bindparam("presentation"))
 )
+_media = select(t.media.c.token, t.media.c.position).where(
+    t.media.c.presentation_id == sa.bindparam("presentation")
+)
+_owned = select(t.presentation).where(t.presentation.c.token == sa.bindparam("token"))
+_task = select(t.task).where(t.task.c.id == sa.bindparam("task"))
+_clips = select(t.task_clip).where(t.task_clip.c.task_id == sa.bindparam("task"))
 
 
 def own_presentation(connection: Connection, account: Account, token: str) -> Row[Any]:
     """Raises NotFound unless it was shown to this annotator."""
-    row = connection.execute(select(t.presentation).where(t.presentation.c.token == token)).first()
+    row = connection.execute(_owned, {"token": token}).first()
     if row is None or row.account_id != account.id:
         raise NotFound("no such presentation")
     return row

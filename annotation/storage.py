@@ -81,7 +81,10 @@ class Files:
 
         assert self.remote is not None
         try:
-            return url_to_fs(self.remote)
+            filesystem, root = url_to_fs(self.remote)
+            if "file" in filesystem.protocol:  # a shared folder has real folders; a bucket has none
+                filesystem.auto_mkdir = True
+            return filesystem, root
         except ImportError as error:
             raise UserError(
                 f"{self.remote} needs another package: {error}. For s3://: pip install 'reelhf[s3]'"

@@ -131,15 +131,32 @@ def iterate_frames(path: str | Path, *, indices: Any) -> Any:
 
 def read_videos(paths: Iterable[str | Path]) -> Iterator[tuple[Tensor, float]]:
     """`read_video` of each file, in order, several at a time: decoding happens outside Python's lock."""
+    for read in read_videos_or_errors(paths):
+        if isinstance(read, UserError):
+            raise read
+        yield read
+
+
+def read_videos_or_errors(
+    paths: Iterable[str | Path],
+) -> Iterator[tuple[Tensor, float] | UserError]:
+    """`read_videos`, with the error in the place of a file that cannot be read."""
     count = min(MAX_READERS, os.cpu_count() or 1)
-    waiting: deque[Future[tuple[Tensor, float]]] = deque()
+    waiting: deque[Future[tuple[Tensor, float] | UserError]] = deque()
     with ThreadPoolExecutor(count) as readers:
         for path in paths:
-            waiting.append(readers.submit(read_video, path))
+            waiting.append(readers.submit(_read_or_error, path))
             if len(waiting) > 2 * count:  # not the whole folder in memory
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _read_or_error(path: str | Path) -> tuple[Tensor, float] | UserError:
+    try:
+        return read_video(path)
+    except UserError as error:
+        return error
 
 
 def write_video(

@@ -26,6 +26,7 @@ REWARD_MODELS = {
     "qwen_vl_generative": "rewards.generative:GenerativeReward",
     "vjepa2_motion": "rewards.motion:MotionReward",
     "siglip_aesthetic": "rewards.aesthetic:AestheticReward",
+    "ensemble": "rewards.ensemble:EnsembleReward",
 }
 """The `type` in a checkpoint's reward.json -> the class that loads it."""
 

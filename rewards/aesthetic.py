@@ -54,6 +54,8 @@ class AestheticConfig(Config):
     """Also say how sure each score is, for a `loss.kind: gaussian` training."""
     max_text_tokens: PositiveInt = 128
     """Longer captions are cut; the text tower serves pre-training only."""
+    long_prompts: Literal["cut", "refuse"] = "cut"
+    """What happens to a prompt of more tokens: its beginning is scored, with a warning, or it is refused."""
     vocab_size: PositiveInt = 640
     """Tokens of the tokenizer trained on the captions."""
 
@@ -69,6 +71,7 @@ class AestheticReward(RewardModule):
     """SigLIP, SigLIP 2 or CLIP image encoder on keyframes: aesthetic_quality."""
 
     kind: ClassVar[str] = "siglip_aesthetic"
+    reads_prompt: ClassVar[bool] = False
     readouts: ClassVar[tuple[str, ...]] = ("head.", "spread.", "log_tie_width")
     config_class: ClassVar[type[Config]] = AestheticConfig
     settings: AestheticConfig

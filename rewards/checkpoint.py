@@ -25,6 +25,13 @@ def reward_class(type_name: str) -> type[RewardModule]:
     return getattr(import_module(module), name)
 
 
+def load_trainable(folder: Path) -> RewardModule:
+    """The model of a checkpoint folder, its weights free to learn."""
+    from rewards.module import read_reward_json
+
+    return reward_class(read_reward_json(folder)["type"]).load(folder)
+
+
 def load_reward(path: Path | str) -> RewardModule:
     """A frozen reward model (see `RewardModule.freeze`) from a sealed checkpoint folder."""
     from reelhf.run import verify
@@ -33,6 +40,6 @@ def load_reward(path: Path | str) -> RewardModule:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"no reward checkpoint at {folder}")
-    described = read_reward_json(folder)
+    read_reward_json(folder)
     verify(folder)
-    return reward_class(described["type"]).load(folder).freeze()
+    return load_trainable(folder).freeze()

@@ -43,6 +43,19 @@ config_command(
 )
 
 
+@app.command("references")
+def references(
+    reward: Annotated[Path, typer.Argument(help="a generative reward that asks against_reference")],
+    clips: Annotated[Path, typer.Option(help="captioned clips, several per caption, of one model")],
+    out: Annotated[Path, typer.Option(help="where the reward with its references goes")],
+) -> None:
+    """Choose the clip that others are held against: per caption, the best of its clips."""
+    from rewards.references import choose_references
+
+    typer.echo(f"written to {choose_references(reward, clips, out)}")
+    typer.echo("next: reelhf rlhf train with the folder that holds it as rewards")
+
+
 @app.command("merge")
 def merge(
     reward: Annotated[Path, typer.Argument(help="one reward trained with `lora`")],
@@ -77,12 +90,23 @@ def evaluate(
         bool,
         typer.Option("--quick", help="accuracy and baselines alone, without corruption probes"),
     ] = False,
+    split: Annotated[
+        str,
+        typer.Option(
+            help="test, validation or train; `all` for rows that taught these rewards nothing"
+        ),
+    ] = "test",
 ) -> None:
     """Accuracy on held-out prompts next to the baselines; ties, calibration, people, sources and corruptions on a page."""
+    from reelhf.errors import UserError
     from rewards.evaluation.held_out import evaluate_rewards, format_report
     from rewards.evaluation.page import write_page
 
-    typer.echo(format_report(evaluate_rewards(rewards, preferences, out, thorough=not quick)))
+    if split not in ("test", "validation", "train", "all"):
+        raise UserError(f"split {split!r}; expected test, validation, train or all")
+    chosen = None if split == "all" else split
+    found = evaluate_rewards(rewards, preferences, out, split=chosen, thorough=not quick)
+    typer.echo(format_report(found))
     typer.echo(f"{out / 'evaluation.json'}\n{write_page(out)}")
     typer.echo("next: reelhf rlhf train configs/rlhf/toy_base.yaml --rewards " + str(rewards))
 
@@ -129,14 +153,23 @@ def import_published(
 
 @app.command("benchmark")
 def benchmark(
-    rewards: Annotated[Path, typer.Argument(help="folder written by `rewards train`")],
     preferences: Annotated[Path, typer.Option(help="folder written by `rewards import`")],
     out: Annotated[Path, typer.Option(help="where published.json goes")],
+    rewards: Annotated[
+        Path | None, typer.Argument(help="folder written by `rewards train`", show_default=False)
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            help="instead: another model's scores, a CSV of path, reward_VQ, reward_MQ, reward_TA, reward_Overall"
+        ),
+    ] = None,
 ) -> None:
     """Accuracy by the published conventions of VideoGen-RewardBench and GenAI-Bench, to be read beside their tables."""
     from rewards.evaluation.published import evaluate_published, format_published
 
-    typer.echo(format_published(evaluate_published(rewards, preferences, out)))
+    found = evaluate_published(preferences, out, rewards=rewards, table=scores)
+    typer.echo(format_published(found))
     typer.echo(f"written to {out}")
 
 

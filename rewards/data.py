@@ -10,8 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from annotation.records import PreferenceData, read_preferences
-from reelhf.errors import UserError
+from annotation.records import DIMENSIONS, PreferenceData, read_preferences
+from reelhf.errors import UserError, did_you_mean
+
+IMPORTED = (
+    *("motion_artefacts", "motion_amplitude", "motion_vividness"),
+    *("texture_quality", "overall"),
+)
+"""Dimensions that people are not asked about by default, which imported verdicts may name."""
+UNREADABLE = torch.full((3, 1, 16, 16), float("nan"))
+"""The frames of a clip that cannot be read: no reward scores them."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,17 @@ def load_tasks(
     ]
 
 
+def check_dimensions(data: PreferenceData) -> None:
+    """UserError naming a dimension that no reward knows: a typing error would otherwise teach nothing, silently."""
+    known = (*DIMENSIONS, *IMPORTED)
+    for name in dict.fromkeys(row["dimension"] for row in data.preferences):
+        if name not in known:
+            raise UserError(
+                f"{data.folder} holds verdicts on {name!r}; the dimensions are {', '.join(known)}."
+                + did_you_mean(name, known)
+            )
+
+
 def _picks(
     votes: Sequence[Vote], clips: Mapping[str, int], judgments: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Pick]:
@@ -155,16 +174,31 @@ def _picks(
 
 
 def load_clips(data: PreferenceData, tasks: Sequence[RewardTask]) -> dict[str, Clip]:
-    """Decode every clip the tasks name, once."""
+    """Decode every clip the tasks name, once; one that cannot be read is kept as a clip that is invalid to every reward.
+
+    Raises: UserError when none can be read.
+    """
     from reelhf.progress import track
-    from reelhf.video import read_videos
+    from reelhf.video import read_videos_or_errors
 
     wanted = list(dict.fromkeys(sha for task in tasks for sha in task.clips))
     if not wanted:
         raise UserError(f"{data.folder} holds no preference rows for what was asked")
-    read = read_videos(data.clip_path(sha) for sha in wanted)
-    pairs = zip(wanted, read, strict=True)
-    return {sha: Clip(*clip) for sha, clip in track(pairs, label="read clips", total=len(wanted))}
+    read = zip(wanted, read_videos_or_errors(map(data.clip_path, wanted)), strict=True)
+    clips, errors = {}, []
+    for sha, clip in track(read, label="read clips", total=len(wanted)):
+        if isinstance(clip, UserError):
+            errors.append(clip)
+            clip = UNREADABLE, 1.0
+        clips[sha] = Clip(*clip)
+    if len(errors) == len(wanted):
+        raise errors[0]
+    if errors:
+        print(
+            f"  {len(errors)} of {len(wanted)} clips cannot be read and count nothing; the first: {errors[0]}",
+            flush=True,
+        )
+    return clips
 
 
 def group_by_shape(clips: Sequence[Clip]) -> list[tuple[list[int], Tensor, Tensor]]:

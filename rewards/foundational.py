@@ -152,6 +152,7 @@ class FoundationalReward(VisionLanguageReward):
             self.tokenizer.pad_token_id,
             device=fps.device,
         )
+        self.check_context(ids.shape[1])
         states = self.backbone(
             input_ids=ids,
             attention_mask=mask.long(),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from reelhf.config import Config
 from reelhf.errors import UserError
 from rewards.backbones.language import video_token_types
+from rewards.base import RewardScores
 from rewards.tokens import answer_ids, encode_texts, pad_right
 from rewards.vision_language import VisionLanguageConfig, VisionLanguageReward
 
@@ -39,6 +41,9 @@ COMPARE = "Is clip 2 better than clip 1? Answer yes or no."
 ASSESS = "Is this clip good? Answer yes or no."
 USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 """What a chat model expects around a question; left out where the tokenizer does not know the marks."""
+
+REFERENCES = "references.safetensors"
+"""In a checkpoint: the clip that each prompt's clips are held against, by the prompt's token ids."""
 
 
 class GenerativeConfig(VisionLanguageConfig):
@@ -112,11 +117,61 @@ class GenerativeReward(VisionLanguageReward):
                 )
         chat = "<|im_start|>" in tokenizer.get_vocab()
         self.opening, self.closing = (USER, ASSISTANT) if chat else ("", "")
+        self.references: dict[tuple[int, ...], Tensor] = {}
 
     @property
     def compares(self) -> bool:
         """Whether `score` needs a `reference`."""
         return self.settings.asks == "against_reference"
+
+    # What a clip is held against
+
+    def keep_reference(self, prompt: str, frames: Tensor) -> None:
+        """Hold the clips of a prompt against this one (uint8 [3, F, H, W]) from now on; it travels with the checkpoint."""
+        for other in self.references.values():
+            if other.shape != frames.shape:
+                raise UserError(
+                    f"a reference clip is {tuple(frames.shape)}, another {tuple(other.shape)}; expected one length and size, "
+                    "that of the model whose clips they are"
+                )
+        self.references[tuple(self.encode_prompts([prompt])[0])] = frames.cpu()
+
+    def score(
+        self,
+        frames: Tensor,
+        *,
+        prompts: Sequence[Any],
+        reference: Tensor | None = None,
+        **options: Any,
+    ) -> RewardScores:
+        """See `rewards.base.RewardModel.score`; without `reference`, against the clips that were kept."""
+        if self.compares and reference is None and self.references:
+            if isinstance(prompts[0], str):
+                prompts = self.encode_prompts(prompts)
+            for prompt in prompts:
+                if tuple(prompt) not in self.references:
+                    raise UserError(
+                        f"no reference clip for {self.tokenizer.decode(prompt)!r}; there are {len(self.references)}, chosen by "
+                        "`reelhf rewards references`: choose one for this prompt too"
+                    )
+            kept = torch.stack([self.references[tuple(prompt)] for prompt in prompts])
+            reference = kept.to(frames.device, frames.dtype) / 255
+        return super().score(frames, prompts=prompts, reference=reference, **options)
+
+    def save_extras(self, folder: Path) -> None:
+        """The kept reference clips, as they are."""
+        from safetensors.torch import save_file
+
+        if self.references:
+            named = {" ".join(map(str, key)): clip for key, clip in self.references.items()}
+            save_file(named, folder / REFERENCES)
+
+    def load_extras(self, folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        if (folder / REFERENCES).is_file():
+            named = load_file(folder / REFERENCES)
+            self.references = {tuple(map(int, key.split())): clip for key, clip in named.items()}
 
     # What is asked
 
@@ -158,6 +213,7 @@ class GenerativeReward(VisionLanguageReward):
         order = [clip for shown in clips for clip in shown]
         device = seen.features.pooler_output[0].device
         ids, mask = pad_right(rows, self.tokenizer.pad_token_id, device=device)
+        self.check_context(ids.shape[1])
         fps = torch.tensor([seen.fps[clip] for clip in order], device=device)
         out = self.backbone(
             input_ids=ids,
@@ -251,9 +307,9 @@ class GenerativeReward(VisionLanguageReward):
     def forward(
         self, *arguments: Any, answers: Sequence[Answer] | None = None, **options: Any
     ) -> Any:
-        """`score`, or the losses of given answers: the engine that trains it knows only this name."""
+        """Values and std, or the losses of given answers: the engine that trains it knows only this name."""
         if answers is None:
-            return self.score(*arguments, **options)
+            return super().forward(*arguments, **options)
         return self.answer_losses(*arguments, answers=answers, **options)
 
     def encode_text(self, text: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from reelhf.config import Config
 from reelhf.errors import UserError
 from reelhf.progress import silence_transformers
 from rewards.base import FrameSelection, RewardScores
+from rewards.card import model_card
 from rewards.lora import LoraSettings, add_lora, base_state, is_base_weight
 from rewards.preprocess import clamp_straight_through
 from rewards.recipes import PixelRecipe
@@ -42,6 +44,8 @@ class RewardModule(nn.Module, ABC):
     config_class: ClassVar[type[Config]]
     readouts: ClassVar[tuple[str, ...]]
     """Names of the parts that turn features into scores; the rest is the backbone to an optimizer."""
+    reads_prompt: ClassVar[bool] = True
+    """Whether a score depends on the prompt, which may then not be empty."""
     compares: bool = False
     """Whether it scores a clip against a `reference`."""
     dimensions: tuple[str, ...]
@@ -61,6 +65,7 @@ class RewardModule(nn.Module, ABC):
         self.tie_width: list[float] | None = None
         self.lora: LoraSettings | None = None
         self.base: dict[str, str] | None = None
+        self.card: dict[str, Any] = {}
         for name, value in (
             ("mean", 0.0),
             ("std", 1.0),
@@ -105,7 +110,23 @@ class RewardModule(nn.Module, ABC):
         return FrameSelection(None)
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        return encode_texts(self.tokenizer, prompts, max_tokens=self.settings.max_text_tokens)
+        if self.reads_prompt:
+            for number, prompt in enumerate(prompts, 1):
+                if not prompt.strip():
+                    raise UserError(
+                        f"prompt {number} of {len(prompts)} is empty; expected what the clip was to show"
+                    )
+        limit = self.settings.max_text_tokens
+        encoded = encode_texts(self.tokenizer, prompts, max_tokens=None)
+        longest = max(range(len(encoded)), key=lambda i: len(encoded[i]), default=None)
+        if self.reads_prompt and longest is not None and len(encoded[longest]) > limit:
+            what = f"prompt {longest + 1} of {len(prompts)} has {len(encoded[longest])} tokens, max_text_tokens is {limit}"
+            if self.settings.long_prompts == "refuse":
+                raise UserError(
+                    f"{what}; shorten it, or set long_prompts: cut to score its beginning"
+                )
+            warnings.warn(f"{what}: its beginning is scored", stacklevel=2)
+        return [row[:limit] for row in encoded]
 
     def score(
         self,
@@ -118,7 +139,12 @@ class RewardModule(nn.Module, ABC):
         reference: Tensor | None = None,
     ) -> RewardScores:
         """See `rewards.base.RewardModel.score`."""
-        if frames.dim() != 5 or frames.shape[1] != 3 or len(prompts) != len(frames):
+        if (
+            frames.dim() != 5
+            or frames.shape[1] != 3
+            or not frames.shape[2]
+            or len(prompts) != len(frames)
+        ):
             raise ValueError(
                 f"expected frames [B, 3, F, H, W] and B prompts, got {tuple(frames.shape)} and {len(prompts)} prompts"
             )
@@ -129,7 +155,7 @@ class RewardModule(nn.Module, ABC):
         clean = torch.where(
             valid.view(-1, 1, 1, 1, 1), frames, 0.0
         )  # NaN must not reach the other clips' gradient
-        fps = torch.as_tensor(fps, dtype=torch.float32, device=frames.device).expand(len(frames))
+        fps = checked_fps(fps).to(frames.device).expand(len(frames))
         fps = selection.rate(fps)
         more = {}
         if reference is not None and self.compares:
@@ -139,6 +165,9 @@ class RewardModule(nn.Module, ABC):
             other = torch.where(whole.view(-1, 1, 1, 1, 1), other, 0.0)
             more["reference"] = clamp_straight_through(other)
         values, parts = self.values(clamp_straight_through(clean), fps, list(prompts), **more)
+        values = values.to(
+            torch.promote_types(values.dtype, torch.float32)
+        )  # never a bfloat16 score
         valid = valid & values.detach().isfinite().all(dim=1)
         values = values.masked_fill(~valid[:, None], float("nan"))
         if not self.settings.uncertainty:
@@ -146,7 +175,10 @@ class RewardModule(nn.Module, ABC):
         values, log_std = values.chunk(2, dim=1)
         return RewardScores(values, valid, log_std.clamp(*LOG_STD_RANGE).exp(), parts)
 
-    forward = score
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """Values [B, D] and their std or None, of `score`: for the engine that trains it, whose hooks find tensors in tuples alone."""
+        scores = self.score(*arguments, **options)
+        return scores.values, scores.std
 
     def spread_head(self, features: int) -> nn.Linear:
         """A head for the logarithm of each value's spread, beginning at a spread of one."""
@@ -173,6 +205,10 @@ class RewardModule(nn.Module, ABC):
     def out_of_range(self, values: Tensor) -> Tensor:
         """How far values [B, D] lie beyond the validated range, in standard deviations; 0 inside."""
         return ((values - self.high).clamp_min(0) + (self.low - values).clamp_min(0)) / self.std
+
+    def recompute_layers(self) -> None:
+        """Keep no activations inside the backbone's layers; the backward pass computes them again. Needs train() mode."""
+        self.backbone.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[union-attr, operator]
 
     # Checkpoints
 
@@ -219,13 +255,22 @@ class RewardModule(nn.Module, ABC):
             "temperature": self.temperature.tolist(),
             "data_hash": self.data_hash,
             "tie_width": self.tie_width,
+            "training": self.card,
             "lora": None if self.lora is None else self.lora.model_dump(mode="json"),
             "base": self.base,
             "preprocessing": self.recipe.model_dump(mode="json", exclude_none=True),
         }
         (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")
+        (folder / "README.md").write_text(model_card(described), encoding="utf-8")
+        self.save_extras(folder)
         seal(folder)
         return folder
+
+    def save_extras(self, folder: Path) -> None:
+        """Write what else belongs to a model of this kind; nothing by default."""
+
+    def load_extras(self, folder: Path) -> None:
+        """Read what `save_extras` wrote."""
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -255,7 +300,21 @@ class RewardModule(nn.Module, ABC):
         model.base = base
         model.data_hash = described["data_hash"]
         model.tie_width = described.get("tie_width")
+        model.card = described.get("training", {})
+        model.load_extras(Path(folder))
         return model
+
+
+def checked_fps(fps: Tensor | float | None) -> Tensor:
+    """Frames per second as a float tensor; UserError where they are missing or no rate."""
+    if fps is None:
+        raise UserError(
+            "fps is missing; expected the clip's frames per second: the same frames at another rate are another motion"
+        )
+    rate = torch.as_tensor(fps, dtype=torch.float32)
+    if not (rate.isfinite() & (rate > 0)).all():
+        raise UserError(f"fps is {rate.tolist()}; expected finite numbers above 0")
+    return rate
 
 
 def _bound(value: Tensor) -> float | None:

@@ -59,6 +59,8 @@ class MotionConfig(Config):
     """Also say how sure each score is, for a `loss.kind: gaussian` training."""
     max_text_tokens: PositiveInt = 128
     """Longer prompts are cut."""
+    long_prompts: Literal["cut", "refuse"] = "cut"
+    """What happens to a prompt of more tokens: its beginning is scored, with a warning, or it is refused."""
 
     @field_validator("dimensions")
     @classmethod

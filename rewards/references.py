@@ -6,10 +6,13 @@ as references.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from reelhf.errors import UserError
 
 if TYPE_CHECKING:
     from rewards.generative import GenerativeReward
@@ -47,3 +50,38 @@ def best_of(
     wins = win_counts(beats).sum(1).double()
     margin = beats.nan_to_num().mean((1, 2)).double()  # decides between equal counts
     return (wins + margin.sigmoid() / 2).argsort(descending=True)[:keep].tolist()
+
+
+def choose_references(reward: Path, clips: Path, out: Path) -> Path:
+    """Keep, for each caption of a folder of clips, the one of its clips that beats most others, in a copy of the reward at `out`.
+
+    Args:
+        reward: a generative reward that asks against a reference.
+        clips: captioned clips (`reelhf.clips`), several per caption, made by the model that is to be improved.
+    """
+    from reelhf.clips import load_clip_folder
+    from reelhf.progress import track
+    from reelhf.video import read_video
+    from rewards.checkpoint import load_reward
+
+    model = load_reward(reward)
+    if not model.compares:
+        raise UserError(
+            f"{reward} judges a clip by itself; expected a reward that asks against_reference"
+        )
+    by_caption: dict[str, list[Path]] = {}
+    for entry in load_clip_folder(clips):
+        by_caption.setdefault(entry.caption, []).append(entry.path)
+    for caption, paths in track(
+        by_caption.items(), label="choose references", total=len(by_caption)
+    ):
+        read = [read_video(path) for path in paths]
+        shapes = {tuple(frames.shape) for frames, _ in read}
+        if len(shapes) > 1:
+            raise UserError(
+                f"the clips of {caption!r} differ in length or size: {sorted(shapes)}; expected one model's clips"
+            )
+        frames = torch.stack([frames for frames, _ in read])
+        (best,) = best_of(model, frames.float() / 255, read[0][1], caption)
+        model.keep_reference(caption, frames[best])
+    return model.save(Path(out))

@@ -74,7 +74,7 @@ def answer_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
 
 
 def encode_texts(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, max_tokens: int
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, max_tokens: int | None
 ) -> list[list[int]]:
     """Token ids of each text, cut to `max_tokens`; never empty."""
     ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]

@@ -9,6 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from reelhf.config import Config
+from reelhf.errors import UserError
 from rewards.backbones import LANGUAGE, build
 from rewards.base import FrameSelection
 from rewards.module import RewardModule
@@ -50,6 +51,8 @@ class VisionLanguageConfig(Config):
     """Also say how sure each score is, for a `loss.kind: gaussian` training."""
     max_text_tokens: PositiveInt = 128
     """Longer prompts are cut."""
+    long_prompts: Literal["cut", "refuse"] = "cut"
+    """What happens to a prompt of more tokens: its beginning is scored, with a warning, or it is refused."""
 
 
 class VisionLanguageReward(RewardModule):
@@ -115,3 +118,11 @@ class VisionLanguageReward(RewardModule):
             fps=fps,
             tokenizer=self.tokenizer,
         )
+
+    def check_context(self, length: int) -> None:
+        """UserError when clip and prompt together are longer than the backbone can read."""
+        most = self.backbone.config.text_config.max_position_embeddings
+        if length > most:
+            raise UserError(
+                f"clip and prompt are {length} tokens, the backbone reads {most}; lower num_frames, the pixels per frame or max_text_tokens"
+            )

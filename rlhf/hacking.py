@@ -1,8 +1,9 @@
 """Is the policy improving, or is it learning to please the reward models?
 
-Four signs, all measured on validation clips and none differentiated: the reward leaves the range it showed on real
-validation pairs; the training rewards rise while a held-out judge falls; motion collapses; pixels saturate. The variance
-of the reward inside a batch is no sign at all: it does not move under a blatant attack.
+Five signs, all measured on validation clips and none differentiated: the reward leaves the range it showed on real
+validation pairs; the training rewards rise while a held-out judge falls; judges that agreed no longer do; motion
+collapses; pixels saturate. The variance of the reward inside a batch is no sign at all: it does not move under a
+blatant attack.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ class HackingConfig(Config):
     """Smallest mean motion amplitude, relative to the start."""
     max_saturation_rise: float = Field(0.05, ge=0)
     """Largest rise of the fraction of pixels outside [0, 1] by more than 2 %."""
+    max_spread_ratio: float | None = Field(None, ge=1)
+    """Largest mean disagreement of the training and the held-out rewards about a clip, relative to the start; None is off."""
     patience: int = Field(2, ge=1)
     """Validations in a row with an alarm after which the run stops."""
 
 
+SMALLEST_SPREAD = 0.05
+"""Disagreement in z below which judges count as agreeing, so that a ratio to it means something."""
 SATURATION_MARGIN = 0.02
 """How far outside [0, 1] a pixel value lies before it counts as saturated; a VAE overshoots by less on real clips."""
 
@@ -74,6 +79,8 @@ class ValidationReading:
     """The same composite by the held-out rewards."""
     motion: float
     saturation: float
+    spread: float = 0.0
+    """Mean over clips of the standard deviation over judges (`ensemble_spread`)."""
 
 
 def range_excess(value: float, validation_range: tuple[float, float]) -> float:
@@ -88,7 +95,7 @@ def alarms(
     ranges: Mapping[str, tuple[float, float]],
     config: HackingConfig,
 ) -> list[str]:
-    """The names of the signs that fire: `range:<dimension>`, `held_out_gap`, `motion_collapse`, `saturation`.
+    """The names of the signs that fire: `range:<dimension>`, `held_out_gap`, `ensemble_gap`, `motion_collapse`, `saturation`.
 
     Only an excess beyond the start's own counts: a weak generator may begin outside the range of good clips.
     """
@@ -100,6 +107,9 @@ def alarms(
     fell = start.held_out_total - now.held_out_total
     if now.total > start.total and fell > config.max_held_out_fall:
         fired.append("held_out_gap")
+    ratio = config.max_spread_ratio
+    if ratio is not None and now.spread > ratio * max(start.spread, SMALLEST_SPREAD):
+        fired.append("ensemble_gap")
     if now.motion < config.min_motion_ratio * start.motion:
         fired.append("motion_collapse")
     if now.saturation > start.saturation + config.max_saturation_rise:

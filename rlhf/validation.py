@@ -44,6 +44,7 @@ class Validation:
             held_out_total=self.metrics["held_out/total"],
             motion=self.metrics["hacking/motion_amplitude"],
             saturation=self.metrics["hacking/saturated_fraction"],
+            spread=self.metrics["hacking/ensemble_spread"],
         )
 
 

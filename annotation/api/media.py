@@ -12,6 +12,7 @@ from annotation import claims
 from annotation import schema as t
 from annotation.api.signing import Expired, Forged
 from annotation.api.site import SignedIn, TheSite
+from annotation.refusals import NotFound
 from annotation.store import Store
 
 STATIC = Path(__file__).parent.parent / "static"
@@ -42,7 +43,7 @@ def task_media(
     try:
         site.signer.check(f"/media/task/{uid}/{position}", until, signature)
         key = pushed_key(site.store, uid, position)
-    except (Forged, claims.NotFound) as error:
+    except (Forged, NotFound) as error:
         raise HTTPException(404, "no such clip") from error
     except Expired as error:
         raise HTTPException(410, "this link has expired; push the tasks again") from error
@@ -56,7 +57,7 @@ def pushed_key(store: Store, uid: str, position: int) -> str:
             select(t.label_studio_task).where(t.label_studio_task.c.uid == uid)
         ).first()
         if row is None or not 0 <= position < len(row.clip_order):
-            raise claims.NotFound("no such clip")
+            raise NotFound("no such clip")
         query = select(t.task_clip.c.shown_key).where(
             t.task_clip.c.task_id == row.task_id,
             t.task_clip.c.clip_id == row.clip_order[position],

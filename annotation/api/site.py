@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
@@ -33,6 +33,8 @@ class Site:
     throttle: LoginThrottle
     tokens: Tokens
     signer: Signer
+    totals: dict[int, tuple[float, int]] = field(default_factory=dict)
+    """Account -> until when the number of tasks asked of them may be believed, and that number."""
 
     @classmethod
     def of(cls, store: Store, config: AnnotateConfig) -> Site:

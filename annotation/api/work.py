@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -13,6 +14,9 @@ from annotation.api.site import JsonBody, SignedIn, Site, TheSite
 from annotation.records import TaskView
 from annotation.refusals import NotFound, Refused
 from annotation.verdicts import parse_verdict
+
+TOTAL_SECONDS = 60.0
+"""How long a page believes how many tasks are open to its annotator: counting reads all of them."""
 
 router = APIRouter()
 
@@ -34,7 +38,16 @@ def me(request: Request, site: TheSite, account: SignedIn) -> dict[str, Any]:
 
 @router.get("/api/progress")
 def progress(site: TheSite, account: SignedIn) -> dict[str, Any]:
-    return asdict(claims.progress(site.store, account, wanted=site.config.wanted_tasks))
+    if site.config.wanted_tasks is not None:
+        return asdict(claims.progress(site.store, account, wanted=site.config.wanted_tasks))
+    until, wanted = site.totals.get(account.id, (0.0, 0))
+    if time.monotonic() < until:
+        kept = claims.progress(site.store, account, wanted=wanted)
+        if kept.judged < wanted:  # else there may be more than was counted
+            return asdict(kept)
+    found = claims.progress(site.store, account, wanted=None)
+    site.totals[account.id] = (time.monotonic() + TOTAL_SECONDS, found.wanted)
+    return asdict(found)
 
 
 @router.post("/api/claim")

@@ -13,8 +13,8 @@ from sqlalchemy import Row, delete, func, insert, select, update
 
 from annotation import claims
 from annotation import schema as t
-from annotation.claims import Conflict, Refused
 from annotation.label_studio.template import read_verdict
+from annotation.refusals import Conflict, Refused
 from annotation.store import Account, Store
 from reelhf.errors import UserError
 
@@ -43,7 +43,7 @@ def pull(
 ) -> Pulled:
     """Brings in every annotation of a project that is new or changed, and notes those that were deleted there.
 
-    A deleted or changed annotation that was stored stays on record; it is marked, never removed.
+    A changed annotation becomes a revision of its judgment. A deleted one is marked; what was said stays on record.
 
     Args:
         names: Label Studio e-mail -> our account; others get an account of their own on first sight.
@@ -103,6 +103,11 @@ def _take(
         result.known += 1
         return
     judgment_id, state, reason = None, "refused", ""
+    earlier = select(func.max(table.c.judgment_id)).where(
+        table.c.uid == link.uid, table.c.their_id == their_id
+    )
+    with store.read() as connection:
+        revises = connection.execute(earlier).scalar()
     if annotation.get("was_cancelled"):
         reason = "skipped on Label Studio"
     else:
@@ -111,13 +116,13 @@ def _take(
             account = people.account(annotation)
             presentation = _presentation(store, link, account)
             key = "ls:" + hashlib.sha256(f"{link.uid} {their_id} {updated_at}".encode()).hexdigest()
-            receipt = claims.submit(store, account, presentation, key, verdict)
+            receipt = claims.submit(store, account, presentation, key, verdict, revises=revises)
             judgment_id = receipt.judgment_id
             state = "surplus" if receipt.surplus else "stored"
         except Refused as error:
             reason = str(error)
         except Conflict as error:
-            reason = f"changed after it was pulled, or a second one by the same person: {error}"
+            reason = f"a second one by the same person: {error}"
     with store.write() as connection:
         connection.execute(
             insert(table).values(

@@ -63,7 +63,7 @@ def push(
     link_days: float = 90.0,
     seed: int | None = None,
 ) -> Pushed:
-    """Sends every open task that the project does not have yet.
+    """Sends every open best/worst task that the project does not have yet.
 
     Args:
         server: address of Label Studio; with the project it names where a task went.
@@ -128,7 +128,7 @@ def _open_tasks(store: Store) -> list[_Task]:
     query = (
         select(t.task, t.prompt.c.text)
         .join(t.prompt, t.prompt.c.prompt_id == t.task.c.prompt_id)
-        .where(t.task.c.state == "open")
+        .where(t.task.c.state == "open", t.task.c.kind == "best_worst", t.task.c.purpose == "work")
         .order_by(t.task.c.priority.desc(), t.task.c.id)
     )
     clips: dict[int, list[int]] = defaultdict(list)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from annotation.claims import Refused
 from annotation.records import LETTERS, Choice, Guideline, Verdict
+from annotation.refusals import Refused
 
 BEST, WORST, OTHER, NOTE = "best__", "worst__", "other__", "note"
 OTHER_CHOICES = ("tie", "cannot_judge")

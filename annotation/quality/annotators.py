@@ -94,24 +94,33 @@ def too_fast(judgments: Iterable[Row], seconds_of: Mapping[str, float]) -> dict[
     return {name: wilson(*count) for name, count in sorted(counts.items())}
 
 
-GoldAnswers = Mapping[tuple[str, str], tuple[str, str]]
-"""(task id, dimension) -> (sha256 of the best clip, of the worst)."""
+@dataclass(frozen=True)
+class GoldAnswer:
+    """What is known of one dimension of a gold task, by sha256; a side that is None is not known."""
+
+    best: str | None = None
+    worst: str | None = None
+    tie: bool = False
+
+    def is_met_by(self, row: Row) -> bool:
+        """True if every known side was picked; `cannot_judge` meets nothing."""
+        if self.tie or row["best"] is None:
+            return bool(self.tie and row["tie"])
+        picked = (row["candidates"][row["best"]], row["candidates"][row["worst"]])
+        return self.best in (None, picked[0]) and self.worst in (None, picked[1])
+
+
+GoldAnswers = Mapping[tuple[str, str], GoldAnswer]
+"""(task id, dimension) -> the known answer."""
 
 
 def gold_accuracy(judgments: Iterable[Row], gold: GoldAnswers) -> dict[str, Share]:
-    """Per annotator: of the gold questions, the share where best and worst are the known ones.
-
-    A free pick is what counts, vetoed or not; `cannot_judge` and a tie are misses.
-    """
+    """Per annotator: of the gold questions, the share that they got right. A free pick is what counts, vetoed or not."""
     right: dict[tuple[str, str, str], bool] = {}
     for row in free_picks(judgments):
         question = (row["task_id"], row["dimension"])
-        if question not in gold or row["status"] == "no_valid_pair":
-            continue
-        picked = None
-        if row["best"] is not None:
-            picked = (row["candidates"][row["best"]], row["candidates"][row["worst"]])
-        right[row["annotator"], question[0], question[1]] = picked == tuple(gold[question])
+        if question in gold and row["status"] != "no_valid_pair":
+            right[row["annotator"], question[0], question[1]] = gold[question].is_met_by(row)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for (annotator, *_), hit in right.items():
         counts[annotator][0] += hit

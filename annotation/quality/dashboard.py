@@ -15,7 +15,13 @@ from annotation import schema as t
 from annotation.disk import disk_use, human_bytes
 from annotation.export import ExportQuery, judgment_table
 from annotation.projects import project_id
-from annotation.quality.report import Judged, agreement_report, leaderboard_report, quality_report
+from annotation.quality.report import (
+    Judged,
+    agreement_report,
+    gold_answers,
+    leaderboard_report,
+    quality_report,
+)
 from annotation.store import Store
 
 NEWEST_JUDGMENTS = 5000
@@ -50,7 +56,7 @@ def dashboard(store: Store, project: str | None, *, by: str = "model") -> dict[s
 def _compute(store: Store, project: str | None, by: str) -> dict[str, Any]:
     query = ExportQuery(project=project)
     judgments, clips = judgment_table(store, query, newest=NEWEST_JUDGMENTS)
-    judged = Judged(judgments, clips, {})
+    judged = Judged(judgments, clips, gold_answers(store))
     states, hours = _progress(store, project)
     quality = quality_report(judged)
     board = leaderboard_report(judged, by=by, num_bootstrap=NUM_BOOTSTRAP)
@@ -181,6 +187,7 @@ def _annotators(people: Sequence[Any]) -> dict[str, Any]:
         "tasks",
         "median s",
         "too fast %",
+        "gold %",
         "retest %",
         "as others %",
         "skill",
@@ -195,7 +202,7 @@ def _annotators(people: Sequence[Any]) -> dict[str, Any]:
                 _round(one["median_seconds"], 1),
                 *(
                     _percent(one[name]["share"])
-                    for name in ("too_fast", "retest", "agrees_with_others")
+                    for name in ("too_fast", "gold", "retest", "agrees_with_others")
                 ),
                 _round(one["skill"]),
                 _round(one["ability"]),

@@ -8,13 +8,16 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from annotation.place import is_project
 from annotation.quality import agreement, annotators, leaderboard, raters
 from annotation.quality.agreement import Share
 from annotation.quality.votes import Row, Vote, free_picks, votes_of
 from reelhf.errors import UserError
+
+if TYPE_CHECKING:
+    from annotation.store import Store
 
 OVERALL_KIND = "gsb"
 """Judgments of this kind are overall verdicts on two clips; the others judge one dimension."""
@@ -31,27 +34,26 @@ class Judged:
 
 
 def load_judged(path: Path | str, *, gold: Path | None = None) -> Judged:
-    """Reads a project folder or an export.
+    """Reads a project folder (with the answers of its gold tasks) or an export.
 
     Args:
-        gold: JSONL of the known answers: task_id, dimension, best and worst (sha256).
+        gold: JSONL of known answers, for an export or beside the project's: task_id, dimension, best and/or worst (sha256) or tie.
     Raises: UserError if it is neither, or holds no judgments.
     """
     path = Path(path)
+    stated = _read_gold(gold) if gold is not None else {}
     if (path / "manifest.json").exists() or not path.exists():
         from annotation.records import read_preferences
 
         data = read_preferences(path, tables=["clips", "judgments"])
-        judged = Judged(data.judgments, data.clips, _gold(gold))
+        judged = Judged(data.judgments, data.clips, stated)
     elif is_project(path):
-        from annotation.exams import gold_pairs
         from annotation.export import judgment_table
         from annotation.store import Store
 
         with Store.open(path, create=False) as store:
             judgments, clips = judgment_table(store)
-            known = gold_pairs(store)
-        judged = Judged(judgments, clips, {**known, **_gold(gold)})
+            judged = Judged(judgments, clips, {**gold_answers(store), **stated})
     else:
         raise UserError(
             f"{path} is neither preference data (no manifest.json) nor a project (no annotation.db)"
@@ -61,17 +63,45 @@ def load_judged(path: Path | str, *, gold: Path | None = None) -> Judged:
     return judged
 
 
-def _gold(path: Path | None) -> annotators.GoldAnswers:
-    if path is None:
-        return {}
+def gold_answers(store: Store) -> dict[tuple[str, str], annotators.GoldAnswer]:
+    """The known answers of the store's gold tasks; known scores are no picks and stay out."""
+    from sqlalchemy import select
+
+    from annotation import schema as t
+
+    with store.read() as connection:
+        tasks = connection.execute(
+            select(t.task.c.id, t.task.c.answers).where(t.task.c.purpose == "gold")
+        ).all()
+        clips = connection.execute(
+            select(t.clip.c.id, t.clip.c.sha256)
+            .join(t.task_clip, t.task_clip.c.clip_id == t.clip.c.id)
+            .join(t.task, t.task.c.id == t.task_clip.c.task_id)
+            .where(t.task.c.purpose == "gold")
+        )
+        name = {row.id: row.sha256 for row in clips}
+    return {
+        (f"t{task.id}", dimension): annotators.GoldAnswer(
+            name.get(answer.get("best")), name.get(answer.get("worst")), bool(answer.get("tie"))
+        )
+        for task in tasks
+        for dimension, answer in (task.answers or {}).items()
+        if {"best", "worst", "tie"} & answer.keys()
+    }
+
+
+def _read_gold(path: Path) -> dict[tuple[str, str], annotators.GoldAnswer]:
     from annotation.quickstart import jsonl_rows
 
     found = {}
     for number, row in jsonl_rows(path):
-        absent = [name for name in ("task_id", "dimension", "best", "worst") if not row.get(name)]
+        absent = [name for name in ("task_id", "dimension") if not row.get(name)]
         if absent:
             raise UserError(f"{path} line {number} has no {', '.join(absent)}")
-        found[row["task_id"], row["dimension"]] = (row["best"], row["worst"])
+        answer = annotators.GoldAnswer(row.get("best"), row.get("worst"), bool(row.get("tie")))
+        if answer == annotators.GoldAnswer():
+            raise UserError(f"{path} line {number} has no best, worst or tie")
+        found[row["task_id"], row["dimension"]] = answer
     return found
 
 

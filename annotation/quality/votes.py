@@ -48,7 +48,7 @@ def votes_of(judgments: Iterable[Row], *, purpose: str = "work") -> list[Vote]:
     for row in free_picks(judgments):
         if (row.get("purpose") or "work") != purpose:
             continue
-        for pair in judgment_pairs(row, rng):
+        for pair in judgment_pairs(row, lambda: rng):
             a, b, label = row["candidates"][pair.a], row["candidates"][pair.b], pair.preference
             if a > b:
                 a, b, label = b, a, -label

@@ -121,7 +121,9 @@ def _run_fold(
     seed_everything(config.seed)
     model = reward_class(read_reward_json(backbones / name)["type"]).load(backbones / name)
     if fold.training:
-        fit(model, list(fold.training), clips, config, label=f"{name}, without {left_out}")
+        model, _ = fit(
+            model, list(fold.training), clips, config, label=f"{name}, without {left_out}"
+        )
     model.freeze()
     tasks = [*fold.training, *dict.fromkeys(task for task, _ in fold.held)]
     scores = score_clips(model, clips, [(sha, t.prompt) for t in tasks for sha in t.clips])

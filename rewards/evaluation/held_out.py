@@ -153,7 +153,7 @@ def _details(
     model: RewardModule, subject: Subject, scores: Mapping[tuple[str, str], Tensor]
 ) -> dict[str, dict[str, Any]]:
     """Dimension -> everything but the headline."""
-    chooser, chosen_on = _threshold_tasks(subject.training)
+    chooser, chosen_on = _threshold_tasks(subject)
     seen = load_clips(subject.data, chooser) if chooser else {}
     seen_scores = score_clips(model, seen, [(s, t.prompt) for t in chooser for s in t.clips])
     shown = list(dict.fromkeys((sha, t.prompt) for t in subject.tasks for sha in t.clips))
@@ -198,10 +198,12 @@ def position_flips(model: RewardModule, subject: Subject, dimension: str) -> flo
     return sum(found) / len(found) if found else None
 
 
-def _threshold_tasks(training: Sequence[RewardTask]) -> tuple[list[RewardTask], str | None]:
-    """Tasks on which a tie threshold may be chosen, and what they are; never those it is reported on."""
+def _threshold_tasks(subject: Subject) -> tuple[list[RewardTask], str | None]:
+    """Tasks on which a tie threshold may be chosen, and their split; never those it is reported on."""
+    reported = {task.prompt_id for task in subject.tasks}
     for split in ("validation", "train"):
-        found = [task for task in training if task.split == split]
+        own = [task for task in subject.training if task.split == split]
+        found = [task for task in own if task.prompt_id not in reported]
         if found:
             return found, split
     return [], None

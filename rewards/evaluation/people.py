@@ -34,7 +34,8 @@ def people_agreement(
         pair = tuple(sorted((row["clip_a"], row["clip_b"])))
         sign = -1 if swap else 1
         entry = (row["annotator"], sign * row["preference"], sign * gap(row))
-        units[(row["prompt_id"], row["task_id"], *pair)].append(entry)
+        key = (row["prompt_id"], row["task_id"], *pair)
+        units[key].append(entry)
     people, reward, prompts = [], [], []
     for key, entries in units.items():
         said = {annotator: verdict for annotator, verdict, _ in entries}

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from rewards.calibration import MIN_CLIPS, fit_temperature, spread
 from rewards.data import Clip, RewardTask, score_clips
 from rewards.module import RewardModule
 
+Scores = dict[tuple[str, str], Tensor]
+"""(sha256, prompt) -> values [D]."""
 
-def calibrate(model: RewardModule, tasks: Sequence[RewardTask], clips: dict[str, Clip]) -> None:
-    """Set the model's mean, std, range and temperature on validation prompts (all prompts when those are too few)."""
+
+def calibrate(model: RewardModule, tasks: Sequence[RewardTask], clips: dict[str, Clip]) -> Scores:
+    """Set the model's mean, std, range and temperature on validation prompts (all prompts when those are too few).
+
+    Returns: the scores it was done with.
+    """
     held = [task for task in tasks if task.split == "validation"]
     if sum(len(task.clips) for task in held) < MIN_CLIPS:
         held = list(tasks)
@@ -32,3 +39,27 @@ def calibrate(model: RewardModule, tasks: Sequence[RewardTask], clips: dict[str,
             if vote.dimension == dimension and vote.preference != 0
         ]
         model.temperature[index] = fit_temperature(torch.stack(gaps) if gaps else torch.empty(0))
+    return scores
+
+
+def held_out_accuracy(
+    dimensions: Sequence[str], held: Sequence[RewardTask], scores: Scores
+) -> dict[str, dict[str, float]]:
+    """Share of decided verdicts on held-out prompts that the scores agree with, and how many there are, per dimension that has any."""
+    out = {}
+    for index, dimension in enumerate(dimensions):
+        leads = [
+            vote.preference
+            * float(
+                scores[task.clips[vote.a], task.prompt][index]
+                - scores[task.clips[vote.b], task.prompt][index]
+            )
+            for task in held
+            for vote in task.votes
+            if vote.dimension == dimension and vote.preference
+        ]
+        leads = [lead for lead in leads if lead == lead]  # NaN: a clip could not be scored
+        if leads:
+            right = sum(lead > 0 for lead in leads)
+            out[dimension] = {"accuracy": right / len(leads), "verdicts": len(leads)}
+    return out

@@ -88,17 +88,17 @@ def score_tasks(
         selection = model.select(frames.shape[2], float(fps[0]), generator)
         if shift and generator is not None:
             frames = shift_clips(frames, shift, generator)
-        scores = model(
+        of_clips, std_of_clips = model(
             frames.to(device),
             selection=selection,
             fps=fps.to(device),
             prompts=[flat[i][1] for i in rows],
         )
         at = torch.tensor(rows, device=device)
-        values = values.index_copy(0, at, scores.values)
-        if scores.std is not None:
+        values = values.index_copy(0, at, of_clips)
+        if std_of_clips is not None:
             std = torch.ones_like(values) if std is None else std
-            std = std.index_copy(0, at, scores.std)
+            std = std.index_copy(0, at, std_of_clips)
     return TaskScores(values, std, starts)
 
 

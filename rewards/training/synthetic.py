@@ -36,13 +36,13 @@ def synthetic_loss(
     severity = LEAST_SEVERITY + (1 - LEAST_SEVERITY) * severity
     spoiled = degrade(frames, dimensions[which], severity, generator, ways=UNVOTED)
     device = next(model.parameters()).device
-    values = model(
+    values, _ = model(
         torch.cat([frames, spoiled]).to(device),
         selection=model.select(frames.shape[2], float(fps[0]), generator),
         fps=fps.repeat(2).to(device),
         prompts=[tasks[row].prompt for row in rows] * 2,
-    ).values[:, list(model.dimensions).index(dimensions[which])]
-    clean, worse = values.chunk(2)
+    )
+    clean, worse = values[:, list(model.dimensions).index(dimensions[which])].chunk(2)
     valid = clean.isfinite() & worse.isfinite()
     losses = bradley_terry_loss(clean.masked_fill(~valid, 0.0), worse.masked_fill(~valid, 0.0))
     loss, count = masked_mean(losses, valid)

@@ -63,7 +63,7 @@ def training_arguments(config: RewardTrainConfig, folder: Path, *, has_held_out:
         report_to=[],
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
-        bf16=config.bf16,
+        bf16=config.bf16 and config.zero_stage is None,
         deepspeed=deepspeed_config(config),
         disable_tqdm=True,
         dataloader_pin_memory=False,

@@ -53,18 +53,25 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/api/logout",
         "/api/tokens",
         "/api/tokens/{token_id}",
+        "/api/flagged",  # experts may be annotators; test_flags says who sees the list and decides
+        "/api/decide",
         "/annotate/{name}",
+        "/api/flagged",
+        "/api/decide",
     ),
     "annotator, token judge": (
         "/api/claim",
         "/api/submit",
+        "/api/back",
         "/api/skip",
+        "/api/flag",
         "/api/heartbeat",
         "/api/draft",
         "/media/{token}",
     ),
     "annotator, token read": ("/api/me", "/api/progress"),
-    "reviewer, token read": ("/api/counts",),
+    "reviewer, token read": ("/api/counts", "/api/quality"),
+    "reviewer": ("/quality",),
     "admin": ("/api/users",),
 }
 

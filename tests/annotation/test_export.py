@@ -1,18 +1,30 @@
 from __future__ import annotations
 
+import csv
 import random
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotation import claims
+from annotation import claims, export, preference_files
 from annotation.export import ExportQuery, export_preferences
 from annotation.pairs import best_worst_pairs, score_pairs, tie_pairs
+from annotation.preference_files import csv_cell
 from annotation.quality.agreement import agreement_by_dimension
-from annotation.records import Choice, Verdict, read_preferences, split_of
-from tests.annotation.annotation_cases import PASSWORD, plain_verdict
+from annotation.records import (
+    Choice,
+    ClipRecord,
+    Verdict,
+    read_preferences,
+    split_of,
+    write_preferences,
+)
+from annotation.store import Store
+from reelhf.errors import UserError
+from tests.annotation.annotation_cases import PASSWORD, SMALL, plain_verdict
 
 ALL_PAIRS = ExportQuery(include_implied=True)
 
@@ -237,3 +249,67 @@ def test_an_answer_with_cannot_judge_yields_no_pair(new_project, tmp_path):
     data = read_preferences(export_preferences(store, tmp_path / "out"))
     assert len(data.preferences) == 3
     assert Counter(j["status"] for j in data.judgments) == {"ok": 3, "cannot_judge": 1}
+
+
+@pytest.mark.parametrize("fmt", ["parquet", "jsonl"])
+def test_no_row_is_lost_where_batches_and_pages_meet(new_project, tmp_path, monkeypatch, fmt):
+    """As many rows come out as without batches, whatever their size and however the rows arrive."""
+    store = new_project(tasks=7, annotators=2, need=2)
+    judge(store, "ann0", vetoed_verdict)
+    judge(store, "ann1", plain_verdict)
+    whole = read_preferences(export_preferences(store, tmp_path / "whole", ALL_PAIRS))
+    for batch, page in ((1, 1), (3, 2), (5, 4)):
+        monkeypatch.setattr(preference_files, "BATCH_ROWS", batch)
+        monkeypatch.setattr(export, "PAGE_JUDGMENTS", page)
+        monkeypatch.setattr(export, "PAGE_CLIPS", page)
+        monkeypatch.setattr(export, "KEPT_TASKS", page)
+        out = tmp_path / f"{batch}"
+        found = read_preferences(export_preferences(store, out, ALL_PAIRS, fmt=fmt))
+        assert found.preferences == whole.preferences, "agreement counts votes of other pages"
+        assert found.judgments == whole.judgments
+        assert found.clips == whole.clips
+        again = write_preferences(
+            tmp_path / f"again{batch}",
+            clips=whole.clips,
+            judgments=whole.judgments,
+            preferences=iter(whole.preferences),
+            guideline_version="x",
+            source_query="x",
+            fmt=fmt,
+        )
+        assert read_preferences(again).preferences == whole.preferences
+
+
+def test_csv_is_written_for_eyes_and_formulas_are_defused(tmp_path, clip_files):
+    evil = [
+        "=1+1 is two",
+        "+cmd|' /C calc'!A0",
+        "-2+3 cats",
+        "@SUM(A1) dogs",
+        "\tA tab",
+        "A ball, red",
+    ]
+    assert [csv_cell(text) for text in evil] == [
+        *("'" + text for text in evil[:5]),
+        "A ball, red",
+    ]
+    assert csv_cell(-1) == -1
+    with Store.open(tmp_path / "project") as store:
+        ids = store.add_clips(
+            [
+                ClipRecord(path, evil[0], f"@model{index}", "s")
+                for index, path in enumerate(clip_files[:4])
+            ]
+        )
+        store.create_tasks([ids], presentation=SMALL)
+        store.add_user("ann0", PASSWORD)
+        judge(store, "ann0", plain_verdict)
+        folder = export_preferences(store, tmp_path / "out", fmt="csv")
+    with (folder / "clips.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["prompt"] for row in rows} == {"'" + evil[0]}
+    assert {row["model"][:2] for row in rows} == {"'@"}
+    with (folder / "preferences.csv").open(newline="") as file:
+        assert {row["preference"] for row in csv.DictReader(file)} <= {"1", "-1"}
+    with pytest.raises(UserError, match="is CSV, which is to look at"):
+        read_preferences(folder)

@@ -51,18 +51,17 @@ def test_a_pair_is_good_same_or_bad_and_exports_as_one_row_per_dimension(new_pro
     assert wins[task.dimensions[1]]["admissible"]
 
 
-def test_scores_give_every_pair_and_the_best_and_worst_they_imply(new_project, tmp_path, clock):
+def test_scores_give_every_pair_and_the_best_and_worst_they_imply(new_project, tmp_path):
     store = new_project(tasks=0)
     store.create_tasks([[1, 2, 3, 4]], kind="score", presentation=SMALL)
     ann = Person(store, "ann0")
     task = ann.claim()
-    clock.seconds += 30
     given = {0: (5, 3, 3, 1), 1: (4, 4, 4, 4), 2: (5, 5, 2, 1)}
     answers = [
         Choice(name, scores=given[i]) if i in given else Choice(name, status="cannot_judge")
         for i, name in enumerate(task.dimensions)
     ]
-    ann.submit(task, Verdict(tuple(answers)))
+    ann.submit(task, Verdict(tuple(answers), seconds=9.0))
     data = exported(store, tmp_path / "out")
     said = {j["dimension"]: j for j in data.judgments}
     first, equal, shared, none = (said[name] for name in task.dimensions)

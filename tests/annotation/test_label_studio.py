@@ -20,6 +20,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -31,13 +32,14 @@ from fastapi.testclient import TestClient
 from annotation import schema
 from annotation.api.app import create_app
 from annotation.api.server import running_server
-from annotation.claims import Refused
+from annotation.export import judgment_table
 from annotation.label_studio import push as push_module
-from annotation.label_studio.pull import new_hints, pull
+from annotation.label_studio.pull import Pulled, new_hints, pull
 from annotation.label_studio.push import connect, push
 from annotation.label_studio.template import label_config, read_verdict
 from annotation.label_studio.webhook import SECRET_HEADER, register, webhook_secret
 from annotation.records import load_guideline
+from annotation.refusals import Refused
 from annotation.store import Store
 from reelhf.errors import UserError
 
@@ -167,6 +169,10 @@ def converse(store: Store, client: Any) -> None:
             ).where(schema.label_studio_annotation.c.state == "deleted")
         ).all()
     assert [tuple(row) for row in marked] == [(good, stored.id)]
+    exported = {row["task_id"] for row in judgment_table(store)[0]}
+    assert exported == {f"t{links[theirs[1].data['uid']].task_id}"}, (
+        "a vote taken back is not exported"
+    )
     assert pull(client, store, server=SERVER, project=project).deleted == 0
 
     register(client, store, project, "http://127.0.0.1:7999/webhooks/label-studio")
@@ -230,6 +236,30 @@ def test_a_real_servers_webhook_arrives(new_project):
         assert new_hints(store) == 1
         assert pull(client, store, server=SERVER, project=sent.project).stored == 1
         assert new_hints(store) == 0
+
+
+def test_a_changed_annotation_becomes_a_revision(new_project, known_draws):
+    """Only what the conversation has no example of: an annotation that was stored and is changed later."""
+    said = json.loads(RECORDING.read_text())
+    known_draws(said["uids"])
+    store = new_project(tasks=3)
+    client = connect(SERVER, KEY, httpx.Client(transport=replayer(said["exchanges"])))
+    project = push(client, store, server=SERVER, media_url="http://labels.test", seed=5).project
+    theirs = SimpleNamespace(id=1, data={"uid": said["uids"][0]}, annotations=[])
+    client.tasks.list = lambda **_: [theirs]
+
+    def say(picks: dict[str, tuple[str, str]], at: str) -> Pulled:
+        theirs.annotations = [
+            {"id": 9, "completed_by": 4, "updated_at": at, "result": result(picks)}
+        ]
+        return pull(client, store, server=SERVER, project=project)
+
+    assert say(everywhere("A", "B"), "monday").stored == 1
+    assert say(everywhere("C", "D"), "tuesday").stored == 1
+    first, second = judgments(store)
+    assert (second.revision, second.supersedes) == (1, first.id)
+    assert say(everywhere("C", "D"), "tuesday").known == 1
+    assert store.counts()["open_tasks"] == 2, "a revision is not a second opinion"
 
 
 # --- the form and its answers ---

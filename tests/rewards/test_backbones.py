@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_backbones import WRITERS, reward_on, write_backbone
-from tiny_rewards import CAPTIONS, FOUNDATIONAL, smooth_clip, tiny_models
+from tiny_rewards import (
+    CAPTIONS,
+    FOUNDATIONAL,
+    smooth_clip,
+    tiny_models,
+    tiny_pretrain_config,
+)
 from torch import Tensor
 
 from reelhf.errors import UserError
@@ -16,6 +22,7 @@ from rewards import load_reward
 from rewards.backbones.video import VideoMae
 from rewards.foundational import FoundationalReward
 from rewards.module import RewardModule
+from rewards.pretrain import PRETRAIN, build_models
 from rewards.recipes import PixelRecipe
 
 NAMES = tuple(WRITERS)
@@ -168,3 +175,17 @@ def test_a_backbone_of_another_kind_and_a_folder_without_one_are_named(
     (tmp_path / "empty" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no backbone in the folder"):
         reward_on("vjepa2", tmp_path / "empty")
+
+
+def test_a_tiny_qwen3_is_pre_trained_like_a_tiny_qwen2_5() -> None:
+    torch.manual_seed(0)
+    config = tiny_pretrain_config(steps=4)
+    named = config.foundational.model_copy(update={"family": "qwen3_vl"})
+    config = config.model_copy(update={"foundational": named, "words_share": 0.5})
+    model = build_models(config, CAPTIONS)["foundational"]
+    assert model.backbone.config.model_type == "qwen3_vl"
+    before = {name: p.detach().clone() for name, p in model.backbone.named_parameters()}
+    windows = (torch.stack([smooth_clip(i) for i in range(8)]) * 255).byte()
+    PRETRAIN["foundational"](model, config, windows, CAPTIONS)
+    moved = [not torch.equal(p, before[name]) for name, p in model.backbone.named_parameters()]
+    assert all(moved)

@@ -11,9 +11,10 @@ from torch import nn
 
 from reelhf.cli import main
 from reelhf.errors import UserError
-from rewards import CompositeReward
+from rewards import CompositeReward, load_composite
 from rewards.base import RewardScores
 from rewards.composite import soft_cap
+from rewards.ensemble import EnsembleReward
 from rewards.gradients import reward_log
 from rewards.weights import fit_composite_weights, fit_win_weights, normalised
 
@@ -72,6 +73,17 @@ def test_pessimism_takes_spreads_off_and_zero_takes_nothing():
         CompositeReward(looks(1), {LOOK: 1.0}, pessimism=1.0).score(batch(), **asked)
 
 
+def test_an_ensemble_in_the_folder_of_one_reward_makes_the_composite_careful(tmp_path: Path):
+    EnsembleReward(looks(2)).save(tmp_path / "aesthetic")
+    asked = {"fps": 8.0, "prompts": CAPTIONS[:2]}
+    plain = load_composite(tmp_path, {LOOK: 1.0}).score(batch(), **asked)
+    careful = load_composite(tmp_path, {LOOK: 1.0}, pessimism=1.0).score(batch(), **asked)
+    assert (plain.std > 0).all()
+    assert (careful.total < plain.total).all()
+    log = reward_log(load_composite(tmp_path, {LOOK: 1.0}), batch(), **asked)
+    assert log[f"reward_disagreement/{LOOK}"] == pytest.approx(plain.std.mean().item(), rel=1e-4)
+
+
 def test_a_reward_without_a_spread_beside_one_with_it_is_left_as_it_is():
     models = [tiny_models()["motion"], Several(looks(2))]
     asked = {"fps": 8.0, "prompts": CAPTIONS[:2]}
@@ -110,7 +122,8 @@ def test_the_gradient_log_holds_the_norms_and_cosines_of_autograd():
         scores.z[:, index].sum().backward()
         gradients[name] = leaf.grad.flatten(1)
         norm = gradients[name].norm(dim=1).mean().item()
-        assert log[f"reward_gradient/{name}"] == pytest.approx(norm, rel=1e-4)
+        assert log[f"reward_pull/{name}"] == pytest.approx(norm, rel=1e-3)
+        assert log[f"reward_gradient/{name}"] >= log[f"reward_pull/{name}"]
         values = scores.values[:, index]
         assert log[f"reward_spread/{name}"] == pytest.approx(values.std(unbiased=False).item(), rel=1e-4)  # fmt: skip
     pair = ("motion_quality", LOOK)

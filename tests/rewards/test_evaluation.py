@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from tiny_rewards import CAPTIONS, smooth_clip, tiny_models, write_tiny_preferences
 
+from annotation.records import read_preferences
 from reelhf.cli import main
 from reelhf.errors import UserError
 from rewards.base import RewardScores
 from rewards.data import Clip, RewardTask, Vote, load_tasks
 from rewards.evaluation.baselines import majority_verdict
 from rewards.evaluation.details import describe_ties
-from rewards.evaluation.held_out import evaluate_rewards
+from rewards.evaluation.held_out import Subject, evaluate_rewards, position_flips
 from rewards.evaluation.page import not_better, render, write_page
 from rewards.evaluation.pairs import verdict_pairs
 from rewards.evaluation.people import people_agreement, rank_correlation, win_balance
@@ -109,6 +111,23 @@ def test_the_command_writes_both_files_and_a_folder_without_rewards_is_one_line(
     assert not (tmp_path / "none").exists()
     with pytest.raises(UserError, match="rewards eval"):
         write_page(tmp_path)
+
+
+def test_no_tie_threshold_is_chosen_on_pairs_it_is_reported_on(
+    rewards: Path, preferences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["rewards", "eval", str(rewards), "--preferences", str(preferences), "--out"]
+    main([*words, str(tmp_path / "v"), "--split", "validation"])
+    of_validation = json.loads((tmp_path / "v" / "evaluation.json").read_text())
+    ties = of_validation["dimensions"][LOOK]["details"]["ties"]
+    assert ties["threshold_chosen_on"] == "train"
+    main([*words, str(tmp_path / "a"), "--split", "all"])
+    of_all = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert of_all["split"] is None
+    assert of_all["dimensions"][LOOK]["details"]["ties"]["threshold_chosen_on"] is None
+    with pytest.raises(SystemExit):
+        main([*words, str(tmp_path / "x"), "--split", "tset"])
+    assert "split 'tset'; expected test, validation, train or all" in capsys.readouterr().err
 
 
 def task(votes: list[tuple[int, int, int]], number: int = 0, clips: int = 3) -> RewardTask:
@@ -212,6 +231,30 @@ def test_a_sharpness_score_falls_with_every_severity_of_blur():
     assert found["drop"][0] == 0.0
     assert len(found["drop"]) == len(SEVERITIES)
     assert probe_corruptions(DarkIsBad(), 0, [])["blur"]["clips"] == 0
+
+
+class SecondIsBetter(DarkIsBad):
+    """A comparing model that follows the order it is shown in whenever the clips are much alike."""
+
+    compares = True
+
+    def score(self, frames: torch.Tensor, *, reference: torch.Tensor, **_: Any) -> RewardScores:
+        gap = frames.mean((1, 2, 3, 4)) - reference.mean((1, 2, 3, 4))
+        flips = (gap.abs() < 0.2).float()
+        return RewardScores(gap[:, None], torch.ones(1, dtype=torch.bool), None, {"position_flip": flips})  # fmt: skip
+
+
+def test_the_flips_of_a_comparing_model_are_those_of_its_decided_pairs(preferences: Path):
+    tasks = [task([(0, 1, 1), (0, 2, -1), (1, 2, 1), (0, 2, 0)])]
+    levels = {"0-0": 0, "0-1": 255, "0-2": 20}
+    clips = {
+        name: Clip(torch.full((3, 2, 4, 4), level, dtype=torch.uint8), 8.0)
+        for name, level in levels.items()
+    }
+    data = read_preferences(preferences)
+    subject = Subject(data, tasks, [], clips, {}, {})
+    assert position_flips(SecondIsBetter(), subject, LOOK) == pytest.approx(1 / 3)
+    assert position_flips(SecondIsBetter(), replace(subject, tasks=[]), LOOK) is None
 
 
 def test_rows_of_the_held_out_split_alone_are_counted(preferences: Path, evaluated: Any):

@@ -10,10 +10,12 @@ import pytest
 import torch
 from tiny_rewards import CAPTIONS, SIZES, smooth_clip, tiny_pretrain_config, write_tiny_preferences
 from torch import Tensor
+from typer.testing import CliRunner
 
 from reelhf.errors import UserError
 from rewards import load_reward, references, train
 from rewards.backbones import LANGUAGE, family
+from rewards.commands import app
 from rewards.data import Clip, RewardTask, Vote, score_clips
 from rewards.evaluation.held_out import evaluate_rewards
 from rewards.generative import ASSISTANT, Answer, GenerativeConfig, GenerativeReward
@@ -171,7 +173,7 @@ def test_it_learns_which_clip_is_brighter_in_either_place() -> None:
     model = tiny(num_frames=2, area=16 * 16, questions={"prompt_following": "Light?"})
     tasks, made = brightness_tasks()
     config = RewardTrainConfig(loss=ANSWERS, epochs=60, head_lr=3e-3, backbone_lr=3e-3, shift=0)
-    metrics = train.fit(model, tasks, made, config, label="foundational")
+    model, metrics = train.fit(model, tasks, made, config, label="foundational")
     assert sum(row["accuracy"] for row in metrics[-5:]) / 5 > 0.85
     model.freeze()
     scores = score_clips(model, made, [(sha, t.prompt) for t in tasks for sha in t.clips])
@@ -242,6 +244,38 @@ def test_the_best_of_n_wins_most_comparisons(monkeypatch: pytest.MonkeyPatch) ->
     assert win_counts(beats)[:, 0].tolist() == [1, 2, 0]
     monkeypatch.setattr(references, "comparisons", lambda *a: beats)
     assert best_of(tiny(), clips(), 8.0, CAPTIONS[0], keep=2) == [1, 0]
+
+
+def test_kept_references_stand_in_travel_and_are_missed_by_name(tmp_path: Path) -> None:
+    from reelhf.video import read_video, write_video
+
+    model, rows = tiny(), []
+    for i in range(4):  # two captions of two clips each
+        write_video(tmp_path / f"{i}.mp4", smooth_clip(i), 8.0)
+        rows.append(json.dumps({"path": f"{i}.mp4", "caption": CAPTIONS[i // 2]}))
+    (tmp_path / "captions.jsonl").write_text("\n".join(rows))
+    answer = CliRunner().invoke(
+        app,
+        [
+            *("references", str(model.save(tmp_path / "plain"))),
+            *("--clips", str(tmp_path), "--out", str(tmp_path / "with")),
+        ],
+    )
+    assert answer.exit_code == 0, answer.output
+    kept = load_reward(tmp_path / "with")
+    chosen = []
+    for caption, own in zip(CAPTIONS[:2], ((0, 1), (2, 3)), strict=True):
+        both = torch.stack([read_video(tmp_path / f"{i}.mp4")[0] for i in own])
+        (best,) = best_of(model, both.float() / 255, 8.0, caption)
+        chosen.append(both[best].float() / 255)
+    frames = clips(2)
+    torch.testing.assert_close(score(kept, frames), score(model, frames, torch.stack(chosen)))
+    with pytest.raises(UserError, match="no reference clip for"):
+        score(kept, clips(3))
+    with pytest.raises(UserError, match="expected one length and size"):
+        kept.keep_reference(CAPTIONS[3], (smooth_clip(0, 7) * 255).byte())
+    with pytest.raises(UserError, match="judges a clip by itself"):
+        references.choose_references(tiny(asks="single").save(tmp_path / "s"), tmp_path, tmp_path)
 
 
 def test_comparisons_are_antisymmetric() -> None:

@@ -78,6 +78,20 @@ def test_a_corrupt_clip_in_a_batch_is_invalid_and_counted_and_the_rest_is_scored
             assert rows[i]["dimensions"][name]["value"] == pytest.approx(value, abs=1e-4)
 
 
+def test_a_score_beyond_the_validated_range_says_by_how_much(clips: Path, tmp_path: Path):
+    model = tiny_models()["motion"]
+    frames, fps = read_video(clips / "0.mp4")
+    asked = {"selection": model.select(frames.shape[1], fps), "fps": fps, "prompts": ["a"]}
+    with torch.no_grad():
+        value = model.score(frames[None].float() / 255, **asked).values.item()
+    model.std.fill_(0.5)
+    model.high.fill_(value - 1.0)
+    model.low.fill_(value - 2.0)
+    model.save(tmp_path / "rewards" / "motion")
+    (row,) = score_all(ScoreRun(tmp_path / "rewards", SETTINGS), [Item(clips / "0.mp4", "a")])
+    assert row["dimensions"]["motion_quality"]["beyond_range"] == pytest.approx(2.0, abs=1e-3)
+
+
 def test_what_was_scored_is_not_scored_again_until_clip_prompt_or_rewards_change(
     rewards: Path, clips: Path, tmp_path: Path
 ):

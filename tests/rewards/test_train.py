@@ -355,9 +355,9 @@ def test_each_model_is_trained_with_its_own_settings(
 ):
     used, fit = {}, train.fit
 
-    def spy(model, tasks, clips, config, *, label):
+    def spy(model, tasks, clips, config, *, label, **options):
         used[label] = config.tasks_per_batch
-        return fit(model, tasks, clips, config, label=label)
+        return fit(model, tasks, clips, config, label=label, **options)
 
     monkeypatch.setattr(train, "fit", spy)
     config = RewardTrainConfig(

@@ -164,7 +164,7 @@ def test_every_loss_learns_what_is_better(brightness_data, options: dict) -> Non
     config = AESTHETIC.model_copy(update={"uncertainty": options.get("kind") == "gaussian"})
     model = AestheticReward(config, tokenizer)
     training = RewardTrainConfig(loss=LossConfig(**options), epochs=8, head_lr=3e-3, shift=0)
-    metrics = train.fit(model, tasks, clips, training, label="aesthetic")
+    model, metrics = train.fit(model, tasks, clips, training, label="aesthetic")
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     last = [row["accuracy"] for row in metrics[-4:]]
     assert sum(last) / len(last) > 0.75

@@ -75,7 +75,7 @@ def test_clips_learn_to_beat_themselves_spoiled() -> None:
     config = RewardTrainConfig(
         synthetic=1.0, epochs=20, tasks_per_batch=8, head_lr=3e-3, backbone_lr=1e-3, shift=0
     )
-    metrics = train.fit(model, tasks, clips, config, label="motion")
+    model, metrics = train.fit(model, tasks, clips, config, label="motion")
     right = [row["synthetic_accuracy"] for row in metrics]
     assert sum(right[-8:]) / 8 > 0.8
     assert sum(right[-8:]) > sum(right[:8])
@@ -111,7 +111,7 @@ def test_sub_scores_learn_where_a_verdict_names_them() -> None:
         for t in tasks
     ]
     before = model.read.weight.detach().clone()
-    metrics = train.fit(model, named, clips, RewardTrainConfig(epochs=1), label="motion")
+    model, metrics = train.fit(model, named, clips, RewardTrainConfig(epochs=1), label="motion")
     assert metrics[0]["votes"] == 4
     moved = (model.read.weight.detach() - before).abs().amax(1)
     decayed = before[0].abs().max() * 0.01  # by the optimizer's weight decay alone

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 from rlhf.hacking import (
     HackingConfig,
@@ -84,71 +83,19 @@ def test_saturated_fraction_tolerates_a_small_overshoot():
     assert saturated_fraction(frames).tolist() == [0.5]
 
 
-class _Scorer(nn.Module):
-    """A small 3D convolution that learns to tell clean clips from noisy ones."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        torch.manual_seed(seed)
-        self.body = nn.Sequential(
-            nn.Conv3d(3, 8, 3, padding=1), nn.SiLU(), nn.Conv3d(8, 8, 3, stride=2), nn.SiLU()
-        )
-        self.head = nn.Linear(8, 1)
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return self.head(self.body(frames).mean((2, 3, 4)))[:, 0]
+def test_the_ensemble_gap_is_off_by_default_and_relative_to_the_start():
+    apart = replace(START, spread=3.0)
+    assert fired(spread=3.0) == []
+    watching = HackingConfig(max_spread_ratio=2.0)
+    assert alarms(apart, replace(START, spread=1.0), RANGES, watching) == ["ensemble_gap"]
+    assert alarms(apart, replace(START, spread=1.6), RANGES, watching) == []
+    assert ensemble_spread([torch.tensor([1.0, 0.0]), torch.tensor([3.0, 0.0])]).tolist() == [1, 0]
 
 
-def _clips(count: int, generator: torch.Generator) -> torch.Tensor:
-    coarse = torch.rand(count, 3, 1, 4, 4, generator=generator)
-    return nn.functional.interpolate(coarse, size=(6, 12, 12), mode="trilinear")
-
-
-def test_the_signs_fire_at_once_when_pixels_are_optimised_against_one_scorer():
-    """Three scorers that differ by seed only, all right on held-out pairs; Adam on the pixels of one of them."""
-    generator = torch.Generator().manual_seed(0)
-    scorers = [_Scorer(seed) for seed in range(3)]
-    for scorer in scorers:
-        optimizer = torch.optim.Adam(scorer.parameters(), lr=3e-3)
-        for _ in range(60):
-            clean = _clips(16, generator)
-            noisy = clean + 0.2 * torch.randn(clean.shape, generator=generator)
-            loss = -nn.functional.logsigmoid(scorer(clean) - scorer(noisy)).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        scorer.requires_grad_(False)
-    clean = _clips(64, generator)
-    noisy = clean + 0.2 * torch.randn(clean.shape, generator=generator)
-    assert all((s(clean) > s(noisy)).float().mean() > 0.9 for s in scorers)
-    on_real = torch.cat([scorers[0](clean), scorers[0](noisy)])
-    scale = [(s(clean).mean(), torch.cat([s(clean), s(noisy)]).std()) for s in scorers]
-
-    def read(frames: torch.Tensor) -> tuple[ValidationReading, float, float]:
-        values = [scorer(frames) for scorer in scorers]
-        z = [(value - mean) / std for value, (mean, std) in zip(values, scale, strict=True)]
-        reading = ValidationReading(
-            {"quality": float(values[0].mean())},
-            total=float(z[0].mean()),
-            held_out_total=float((z[1] + z[2]).mean()),
-            motion=float(motion_amplitude(frames).mean()),
-            saturation=float(saturated_fraction(frames).mean()),
-        )
-        return reading, float(ensemble_spread(z).mean()), float(values[0].std())
-
-    pixels = (clean[:8] + 0.1 * torch.randn(clean[:8].shape, generator=generator)).requires_grad_()
-    start, spread_before, deviation_before = read(pixels.detach())
-    optimizer = torch.optim.Adam([pixels], lr=2e-2)
-    for _ in range(40):
-        optimizer.zero_grad()
-        (-scorers[0](pixels).sum()).backward()
-        optimizer.step()
-    now, spread_after, deviation_after = read(pixels.detach())
-
-    ranges = {"quality": (float(on_real.min()), float(on_real.max()))}
-    signs = alarms(now, start, ranges, HackingConfig())
-    assert now.total > start.total
-    assert "range:quality" in signs
-    assert spread_after > 2 * spread_before
-    # the variance of the reward inside the batch is no sign: it stays where it was
-    assert deviation_after < 5 * deviation_before
+def test_a_monitor_saved_before_the_ensemble_gap_was_watched_still_loads():
+    monitor = HackingMonitor(HackingConfig(), RANGES)
+    monitor.observe(START)
+    state = monitor.state_dict()
+    del state["start"]["spread"]
+    monitor.load_state_dict(state)
+    assert monitor.start == START

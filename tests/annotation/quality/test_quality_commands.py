@@ -92,7 +92,23 @@ def test_gold_answers_are_read_from_a_file_and_a_bad_line_is_named(judged, tmp_p
     gold.write_text(json.dumps(known) + "\n")
     with pytest.raises(SystemExit):
         main(["annotate", "quality", folder, "--gold", str(gold)])
-    assert "line 1 has no best, worst" in capsys.readouterr().err
+    assert "line 1 has no best, worst or tie" in capsys.readouterr().err
+
+
+def test_the_answers_of_gold_tasks_are_known_without_a_file(new_project):
+    store = new_project(tasks=1, annotators=1)
+    store.create_tasks(
+        [[5, 6, 7, 8]], purpose="gold", answers=[{"motion_quality": {"best": 0, "worst": 3}}]
+    )
+    ((question, answer),) = report.gold_answers(store).items()
+    assert question == ("t2", "motion_quality")
+    with store.read() as connection:
+        from sqlalchemy import select
+
+        from annotation.schema import clip
+
+        sha256 = dict(connection.execute(select(clip.c.id, clip.c.sha256)).all())
+    assert (answer.best, answer.worst) == (sha256[5], sha256[8])
 
 
 def test_the_leaderboard_ranks_models_and_an_unknown_dimension_is_named(judged, tmp_path, capsys):

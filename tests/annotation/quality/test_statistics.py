@@ -171,7 +171,7 @@ def test_too_fast_is_less_than_one_look_at_the_longest_clip():
 
 
 def test_gold_counts_free_picks_and_a_vetoed_right_answer_is_right():
-    gold = {("t", "motion_quality"): ("w", "z")}
+    gold = {("t", "motion_quality"): annotators.GoldAnswer("w", "z")}
     rows = [
         judgment("right", "t", "zyxw", 3, 0),
         judgment("vetoed", "t", "wxyz", 0, 3, status="vetoed"),
@@ -187,6 +187,16 @@ def test_gold_counts_free_picks_and_a_vetoed_right_answer_is_right():
         "half": (0, 1),
         "shy": (0, 1),
     }
+
+
+def test_a_gold_answer_may_state_one_side_or_a_tie():
+    row = judgment("a", "t", "wxyz", 0, 2)
+    tied = judgment("a", "t", "wxyz", tie=True, status="tie")
+    assert annotators.GoldAnswer(best="w").is_met_by(row)
+    assert not annotators.GoldAnswer(worst="z").is_met_by(row)
+    assert not annotators.GoldAnswer(tie=True).is_met_by(row)
+    assert annotators.GoldAnswer(tie=True).is_met_by(tied)
+    assert not annotators.GoldAnswer(best="w").is_met_by(tied)
 
 
 def test_veto_rates_count_clashes_of_free_picks_per_pair_of_dimensions():

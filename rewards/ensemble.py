@@ -1,0 +1,111 @@
+"""Several models of one kind that differ by their seed: their mean is the score, their disagreement its std.
+
+Agreement of models that learned the same verdicts breaks down where neither saw any: pixels that please one of them alone. Source: reward ensembles,
+Coste et al. 2310.02743.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rewards.base import FrameSelection, RewardScores
+from rewards.module import REWARD_SCHEMA_VERSION, RewardModule, read_reward_json
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class EnsembleReward(RewardModule):
+    """Members' z-scores, averaged; a folder of one folder per member."""
+
+    kind: ClassVar[str] = "ensemble"
+
+    def __init__(self, members: Sequence[RewardModule]) -> None:
+        super().__init__(members[0].settings, members[0].tokenizer)
+        self.members = nn.ModuleList(members)
+        self.recipe, self.compares = members[0].recipe, members[0].compares
+
+    def values(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError("an ensemble's members have values, it has scores")
+
+    def select(
+        self, num_frames: int, fps: float, generator: torch.Generator | None = None
+    ) -> FrameSelection:
+        """The same frames for all members."""
+        return self.members[0].select(num_frames, fps, generator)  # type: ignore[operator]
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[Any]:
+        return self.members[0].encode_prompts(prompts)  # type: ignore[operator]
+
+    def score(self, frames: Tensor, **options: Any) -> RewardScores:
+        """Mean over members of (value - mean) / std; std: how far members lie apart, and how unsure each is."""
+        said = [member.score(frames, **options) for member in self.members]  # type: ignore[operator]
+        z = torch.stack(
+            [(s.values - m.mean) / m.std for s, m in zip(said, self.members, strict=True)]
+        )
+        own = [
+            (s.std / m.std).square()
+            for s, m in zip(said, self.members, strict=True)
+            if s.std is not None
+        ]
+        spread = z.var(dim=0, correction=1)
+        spread = spread + torch.stack(own).mean(0) if own else spread
+        valid = torch.stack([s.valid for s in said]).all(dim=0)
+        std = (spread + 1e-12).sqrt()  # a root has no slope at 0
+        parts = {
+            f"{name}/{i}": value for i, s in enumerate(said) for name, value in s.parts.items()
+        }
+        return RewardScores(z.mean(0), valid, std, parts)
+
+    def recompute_layers(self) -> None:
+        for member in self.members:
+            member.recompute_layers()  # type: ignore[operator]
+
+    def save(self, folder: Path) -> Path:
+        """Write reward.json and a folder per member, sealed."""
+        from reelhf.run import seal
+
+        folder = Path(folder)
+        for i, member in enumerate(self.members):
+            member.save(folder / f"member_{i}")  # type: ignore[operator]
+        described = {
+            "schema_version": REWARD_SCHEMA_VERSION,
+            "type": self.kind,
+            "dimensions": list(self.dimensions),
+            "members": len(self.members),
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "low": self.low.tolist(),
+            "high": self.high.tolist(),
+            "temperature": self.temperature.tolist(),
+            "data_hash": self.data_hash,
+        }
+        (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")
+        seal(folder)
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        from rewards.checkpoint import reward_class
+
+        described = read_reward_json(folder)
+        paths = [Path(folder) / f"member_{i}" for i in range(described["members"])]
+        model = cls([reward_class(read_reward_json(p)["type"]).load(p) for p in paths])
+        for name in ("mean", "std", "low", "high", "temperature"):
+            getattr(model, name).copy_(torch.tensor(described[name]))
+        model.data_hash = described["data_hash"]
+        return model
+
+
+def member_folder(folder: Path, index: int) -> Path:
+    """Where the weights lie that a member begins from: the same member of an earlier ensemble, or the one model there is."""
+    if read_reward_json(folder)["type"] != EnsembleReward.kind:
+        return folder
+    count = read_reward_json(folder)["members"]
+    return folder / f"member_{index % count}"
