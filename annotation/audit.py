@@ -17,8 +17,9 @@ from annotation import schema as t
 
 START = "0" * 64
 CHAIN_LOCK = 0x61756474  # PostgreSQL: two entries may not follow the same one
+MAX_SUBJECT = 200
 COMMAND_LINE = "command line"
-"""The actor of a verb typed by whoever owns the files."""
+"""The actor of what is not done by someone signed in, but typed by whoever owns the files."""
 
 
 def record(

@@ -27,6 +27,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, select
 
+from annotation import audit
 from annotation import schema as t
 from annotation.export_rows import Votes, judgment_row, pairs_of, picks_of, preference_rows
 from annotation.history import is_latest
@@ -91,7 +92,7 @@ def export_preferences(
         for clips in _clip_pages(connection, used):
             rows = [_clip_row(store, writer.folder, clip, query.project) for clip in clips]
             writer.write("clips", rows)
-        return writer.finish(
+        folder = writer.finish(
             guideline_version=", ".join(sorted(versions)) or store.guideline.version,
             source_query=query.words(),
             extra={
@@ -100,6 +101,11 @@ def export_preferences(
                 "last_judgment": last,
             },
         )
+    with store.write() as connection:
+        detail = {"query": query.words(), "last_judgment": last}
+        subject = folder.name[: audit.MAX_SUBJECT]
+        audit.record(connection, store.now_ms(), audit.COMMAND_LINE, "export", subject, detail)
+    return folder
 
 
 def judgment_table(
@@ -129,11 +135,25 @@ def judgment_table(
     return found, clips
 
 
+_deleted_on_label_studio = (
+    select(sa.literal(1))
+    .select_from(t.label_studio_annotation)
+    .where(
+        t.label_studio_annotation.c.judgment_id == t.judgment.c.id,
+        t.label_studio_annotation.c.state == "deleted",
+    )
+    .correlate(t.judgment)
+    .exists()
+)
+"""Who deletes an annotation takes the vote back; it stays on record."""
+
+
 def _where(query: ExportQuery, of_project: int | None) -> list[sa.ColumnElement[bool]]:
     where: list[sa.ColumnElement[bool]] = [
         t.task.c.round >= query.min_round,
         t.judgment.c.purpose.in_(COUNTED),
         is_latest(),
+        ~_deleted_on_label_studio,
     ]
     if of_project is not None:
         where.append(t.task.c.project_id == of_project)

@@ -143,7 +143,7 @@ def _take_work(connection: Connection, me: Row[Any], now: int) -> int | None:
     """The next task that is open to an annotator, locked until the transaction ends."""
     asks = {"me": me.id, "expert": me.expert, "admin": me.role == "admin", "now": now}
     while True:
-        task_id = connection.execute(_next_task, asks).scalar_one_or_none()
+        task_id: int | None = connection.execute(_next_task, asks).scalars().first()
         if task_id is None or connection.dialect.name == "sqlite":
             return task_id  # SQLite has one writer: nobody can have come between
         # PostgreSQL chose by a snapshot older than the row lock: leases that were committed in between show only now.
@@ -196,7 +196,7 @@ OPEN_TO_ME = (t.task.c.state == "open", t.task.c.purpose == "work", _allowed(), 
 """Conditions of the tasks that annotator `me` (`expert`, `admin`) could still be given, whoever else holds them now."""
 
 
-def _open_tasks() -> sa.Select[tuple[int]]:
+def _open_tasks() -> sa.Select[int]:
     """Tasks open to annotator `me` at time `now`: judgments and other people's live leases leave a place."""
     return select(t.task.c.id).where(
         t.task.c.state == "open",

@@ -465,6 +465,7 @@ label_studio_annotation = Table(
     Column("seen_ms", BigInteger, nullable=False),
     CheckConstraint("state in ('stored', 'refused', 'surplus', 'deleted')", name="state"),
     UniqueConstraint("uid", "their_id", "updated_at", "state"),
+    Index(None, "judgment_id"),
 )
 
 webhook_event = Table(

@@ -19,6 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, insert, select
 
+from annotation import audit
 from annotation import schema as t
 from annotation.database import BUSY_SECONDS, Database, open_postgres, open_sqlite
 from annotation.known import known_answers
@@ -177,6 +178,9 @@ class Store:
     def now_ms(self) -> int:
         return int(self._now() * 1000)
 
+    def _record(self, connection: Connection, action: str, subject: str, **detail: Any) -> None:
+        audit.record(connection, self.now_ms(), audit.COMMAND_LINE, action, subject, detail)
+
     # --- accounts ---
 
     def add_user(
@@ -214,6 +218,7 @@ class Store:
         try:
             with self.write() as connection:
                 key = connection.execute(insert(t.account).values(values)).inserted_primary_key
+                self._record(connection, "user add", str(values["pseudonym"]), role=role)
         except sa.exc.IntegrityError as error:
             raise UserError(f"there is already a user named {name!r}") from error
         assert key is not None
@@ -234,6 +239,7 @@ class Store:
                 t.account.update().where(t.account.c.id == account.id).values(password_hash=hashed)
             )
             connection.execute(t.session.delete().where(t.session.c.account_id == account.id))
+            self._record(connection, "user password", account.pseudonym)
 
     def set_expert(self, name: str, expert: bool) -> None:
         """Makes an account an expert's, or no longer one. Raises UserError if there is none of that name."""
@@ -244,6 +250,7 @@ class Store:
             connection.execute(
                 t.account.update().where(t.account.c.id == account.id).values(expert=expert)
             )
+            self._record(connection, "user expert", account.pseudonym, expert=expert)
 
     def find_user(self, name: str) -> Account | None:
         with self.read() as connection:
@@ -261,11 +268,15 @@ class Store:
         if role not in ROLES:
             raise UserError(f"role is {role!r}; expected one of {', '.join(ROLES)}")
         with self.write() as connection:
-            changed = connection.execute(
-                t.account.update().where(t.account.c.name == name).values(role=role)
-            )
-        if changed.rowcount == 0:
-            raise UserError(f"there is no user named {name!r}")
+            pseudonym = connection.execute(
+                t.account.update()
+                .where(t.account.c.name == name)
+                .values(role=role)
+                .returning(t.account.c.pseudonym)
+            ).scalar()
+            if pseudonym is None:
+                raise UserError(f"there is no user named {name!r}")
+            self._record(connection, "user role", pseudonym, role=role)
 
     def check_password(self, name: str, password: str) -> Account | None:
         """The account, or None. Takes as long for an unknown name as for a wrong password."""
@@ -450,6 +461,7 @@ class Store:
                     known[row["sha256"]] = result.inserted_primary_key[0]
             clip_ids = [known[row["sha256"]] for row in values]
             self._share_clips(connection, project_id, clip_ids)
+            self._record(connection, "clips import", project, clips=len(set(clip_ids)))
         return clip_ids
 
     def _share_clips(
@@ -578,6 +590,9 @@ class Store:
                         for slot, (clip, copy) in enumerate(zip(clips, copies, strict=True))
                     ],
                 )
+            if ids:
+                detail = {"tasks": len(ids), "kind": kind, "purpose": purpose}
+                self._record(connection, "tasks create", project or "", **detail)
         return ids
 
     def _stored_answers(

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/rewards_speed.py            # a GPU is used where there is one
     python benchmarks/rewards_speed.py --sizes tiny small --frames 9 17 33 --sides 64 128 256
 
-Each cell is a process of its own: on a CPU its peak resident memory less that of a process which only builds the reward and the clips, on
-a GPU the peak of torch's allocator. Weights are random: speed does not depend on what they know. The video processors of transformers need
+Each row is a process of its own; memory is its peak, resident on a CPU and of torch's allocator on a GPU, less what the reward and the clips
+take. Weights are random: speed does not depend on what they know. The video processors of transformers need
 torchvision and do not run without it; its image processors do (PIL), and are timed on the same 8-bit frames.
 """
 
@@ -55,41 +55,55 @@ def build(model: str, size: str, area: int) -> Any:
     return reward_class(config, tokenizer).freeze()
 
 
+def clock(device: str) -> float:
+    """Seconds. One thread on a CPU is timed by the seconds it computed, which other processes on the machine do not lengthen."""
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    return time.process_time() if alone else time.perf_counter()
+
+
 def timed(work: Callable[[], None], seconds: float, device: str) -> float:
     """Median seconds of one call, over at least three after a first one that is not counted."""
     work()
-    spent, started = [], time.perf_counter()
-    while len(spent) < 3 or time.perf_counter() - started < seconds:
-        begun = time.perf_counter()
+    spent: list[float] = []
+    while len(spent) < 3 or sum(spent) < seconds:
+        begun = clock(device)
         work()
         if device == "cuda":
             torch.cuda.synchronize()
-        spent.append(time.perf_counter() - begun)
+        spent.append(clock(device) - begun)
     return statistics.median(spent)
 
 
+def peak_mib(device: str) -> float:
+    """Most memory so far: torch's on a GPU, the whole process's on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def cell(options: argparse.Namespace) -> dict[str, float]:
-    """Measure one way in this process."""
-    model, size, way, frames, side, batch = options.cell
-    frames, side, batch = int(frames), int(side), int(batch)
+    """Measure one reward on clips of one shape in this process: first forward, then with the backward pass."""
+    model, size = options.cell[:2]
+    frames, side, batch = map(int, options.cell[2:])
     reward = build(model, size, side * side).to(options.device)
     clips = torch.rand(batch, 3, frames, side, side, device=options.device)
     selection = reward.select(frames, 8.0)
     prompts = [CAPTION] * batch
 
-    def work() -> None:
-        leaf = clips.detach().requires_grad_(way == "backward")
-        with torch.set_grad_enabled(way == "backward"):
-            values = reward.score(leaf, selection=selection, fps=8.0, prompts=prompts).values
-        if way == "backward":
-            values.sum().backward()
+    def forward() -> None:
+        with torch.no_grad():
+            reward.score(clips, selection=selection, fps=8.0, prompts=prompts)
 
-    seconds = 0.0 if way == "nothing" else timed(work, options.seconds, options.device)
-    if options.device == "cuda":
-        peak = torch.cuda.max_memory_allocated() / MIB
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "mib": peak}
+    def with_backward() -> None:
+        leaf = clips.detach().requires_grad_()
+        reward.score(leaf, selection=selection, fps=8.0, prompts=prompts).values.sum().backward()
+
+    idle = peak_mib(options.device)
+    found: dict[str, float] = {}
+    for way, work in (("forward", forward), ("backward", with_backward)):
+        found[f"{way}_seconds"] = timed(work, options.seconds, options.device)
+        found[f"{way}_mib"] = peak_mib(options.device) - idle
+    return found
 
 
 def in_own_process(options: argparse.Namespace, *words: Any) -> dict[str, float]:
@@ -154,7 +168,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0, help="least time spent on a cell")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--cell", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--cell", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell:
         print(json.dumps(cell(options)))
@@ -172,11 +186,9 @@ def main() -> None:
     for model in MODELS:
         for size in options.sizes:
             for frames, side in grid:
-                shape = (frames, side, options.batch)
-                idle = in_own_process(options, model, size, "nothing", *shape)["mib"]
-                found = [in_own_process(options, model, size, way, *shape) for way in WAYS]
-                rates = " | ".join(f"{options.batch / one['seconds']:.1f}" for one in found)
-                peaks = " | ".join(f"{one['mib'] - idle:,.0f}" for one in found)
+                found = in_own_process(options, model, size, frames, side, options.batch)
+                rates = " | ".join(f"{options.batch / found[f'{w}_seconds']:.1f}" for w in WAYS)
+                peaks = " | ".join(f"{found[f'{w}_mib']:,.0f}" for w in WAYS)
                 print(f"| {model} | {size} | {frames} | {side} | {rates} | {peaks} |", flush=True)
     print(
         "\n| processor | frames | PIL, frames/s | ours, frames/s | ours with gradient, frames/s |"

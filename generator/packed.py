@@ -59,8 +59,13 @@ def has_flash(x: Tensor) -> bool:
         and x.dtype in (torch.bfloat16, torch.float16)
         and x.shape[-1] % FLASH_HEAD_DIMS == 0
         and x.shape[-1] <= FLASH_MAX_HEAD_DIM
-        and torch.cuda.get_device_capability(x.device) >= FLASH_CAPABILITY
+        and _is_new_enough(x.device.index)
     )
+
+
+@torch.compiler.assume_constant_result
+def _is_new_enough(index: int | None) -> bool:
+    return torch.cuda.get_device_capability(index) >= FLASH_CAPABILITY
 
 
 def padded_attention(

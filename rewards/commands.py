@@ -153,14 +153,23 @@ def import_published(
 
 @app.command("benchmark")
 def benchmark(
-    rewards: Annotated[Path, typer.Argument(help="folder written by `rewards train`")],
     preferences: Annotated[Path, typer.Option(help="folder written by `rewards import`")],
     out: Annotated[Path, typer.Option(help="where published.json goes")],
+    rewards: Annotated[
+        Path | None, typer.Argument(help="folder written by `rewards train`", show_default=False)
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            help="instead: another model's scores, a CSV of path, reward_VQ, reward_MQ, reward_TA, reward_Overall"
+        ),
+    ] = None,
 ) -> None:
     """Accuracy by the published conventions of VideoGen-RewardBench and GenAI-Bench, to be read beside their tables."""
     from rewards.evaluation.published import evaluate_published, format_published
 
-    typer.echo(format_published(evaluate_published(rewards, preferences, out)))
+    found = evaluate_published(preferences, out, rewards=rewards, table=scores)
+    typer.echo(format_published(found))
     typer.echo(f"written to {out}")
 
 

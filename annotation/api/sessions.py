@@ -48,10 +48,9 @@ class Sessions:
         """The account and CSRF token of a live session."""
         if not token:
             return None
+        if (known := self.remembered(token)) is not None:
+            return known
         hashed, now = _hash(token), self._store.now_ms()
-        known = self._remembered.get(hashed)
-        if known is not None and time.monotonic() < known[0] and now < known[1]:
-            return known[2], known[3]
         with self._store.read() as connection:
             row = connection.execute(_find_session, {"hash": hashed, "now": now}).first()
         if row is None:
@@ -63,6 +62,13 @@ class Sessions:
         until = time.monotonic() + REMEMBERED_SECONDS
         self._remembered[hashed] = (until, row.expires_ms, account, row.csrf)
         return account, row.csrf
+
+    def remembered(self, token: str | None) -> tuple[Account, str] | None:
+        """The same, if it was read a moment ago; never asks the database."""
+        known = self._remembered.get(_hash(token or ""))
+        if known is None or time.monotonic() >= known[0] or self._store.now_ms() >= known[1]:
+            return None
+        return known[2], known[3]
 
     def end(self, token: str) -> None:
         hashed = _hash(token)
@@ -79,4 +85,4 @@ _find_session = (
 
 
 def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

@@ -42,7 +42,9 @@ def progress(site: TheSite, account: SignedIn) -> dict[str, Any]:
         return asdict(claims.progress(site.store, account, wanted=site.config.wanted_tasks))
     until, wanted = site.totals.get(account.id, (0.0, 0))
     if time.monotonic() < until:
-        return asdict(claims.progress(site.store, account, wanted=wanted))
+        kept = claims.progress(site.store, account, wanted=wanted)
+        if kept.judged < wanted:  # else there may be more than was counted
+            return asdict(kept)
     found = claims.progress(site.store, account, wanted=None)
     site.totals[account.id] = (time.monotonic() + TOTAL_SECONDS, found.wanted)
     return asdict(found)

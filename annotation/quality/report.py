@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from annotation.place import is_project
 from annotation.quality import agreement, annotators, leaderboard, raters
 from annotation.quality.agreement import Share
-from annotation.quality.votes import Row, Vote, free_picks, votes_of
+from annotation.quality.votes import Row, free_picks, votes_of
 from reelhf.errors import UserError
 
 if TYPE_CHECKING:
     from annotation.store import Store
 
 OVERALL_KIND = "gsb"
-"""Judgments of this kind are overall verdicts on two clips; the others judge one dimension."""
+"""Judgments of this kind compare two clips whole; the others say how a clip fares in one dimension."""
 GROUPS = ("model", "stage", "checkpoint")
 
 
@@ -201,8 +201,14 @@ def leaderboard_report(
 
 
 def _dimension_weights(judged: Judged) -> list[leaderboard.DimensionWeight]:
-    """From overall (GSB) verdicts on clips that were scored, or judged best and worst, per dimension; empty without both."""
-    overall = votes_of([row for row in judged.judgments if row["kind"] == OVERALL_KIND])
+    """What a win of one clip over another owes to its score in each dimension; empty without pairs (GSB) of clips that were scored.
+
+    Someone who finds a clip better in more dimensions than worse has it win. Scores are means of 1 to 5 ratings, or, where there are
+    none, best-worst counts.
+    """
+    verdicts: dict[Any, int] = defaultdict(int)
+    for vote in votes_of([row for row in judged.judgments if row["kind"] == OVERALL_KIND]):
+        verdicts[vote.annotator, vote.prompt_id, vote.clip_a, vote.clip_b] += vote.label
     detail = [row for row in judged.judgments if row["kind"] != OVERALL_KIND]
     sums: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in detail:
@@ -211,20 +217,22 @@ def _dimension_weights(judged: Judged) -> list[leaderboard.DimensionWeight]:
     scores = {key: statistics.fmean(values) for key, values in sums.items()}
     scores = scores or leaderboard.best_worst_scores(detail)
     dimensions = sorted({name for _, name in scores})
-    usable = [vote for vote in overall if vote.label and _scored(vote, dimensions, scores)]
+    usable = [
+        (prompt, a, b, net)
+        for (_, prompt, a, b), net in verdicts.items()
+        if net and dimensions and _scored(a, b, dimensions, scores)
+    ]
     if not usable:
         return []
-    deltas = [
-        [scores[vote.clip_a, name] - scores[vote.clip_b, name] for name in dimensions]
-        for vote in usable
-    ]
-    return leaderboard.dimension_weights(
-        dimensions, deltas, [vote.label > 0 for vote in usable], [vote.prompt_id for vote in usable]
-    )
+    deltas = [[scores[a, name] - scores[b, name] for name in dimensions] for _, a, b, _ in usable]
+    won = [net > 0 for *_, net in usable]
+    return leaderboard.dimension_weights(dimensions, deltas, won, [prompt for prompt, *_ in usable])
 
 
-def _scored(vote: Vote, dimensions: Sequence[str], scores: dict[tuple[str, str], float]) -> bool:
-    return all((clip, name) in scores for clip in (vote.clip_a, vote.clip_b) for name in dimensions)
+def _scored(
+    a: str, b: str, dimensions: Sequence[str], scores: Mapping[tuple[str, str], float]
+) -> bool:
+    return all((clip, name) in scores for clip in (a, b) for name in dimensions)
 
 
 def _by_annotator(judgments: Sequence[Row]) -> dict[str, list[Row]]:

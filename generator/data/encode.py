@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from generator.data.buckets import Bucket, BucketConfig, Placement, source_frames
+from generator.data.buckets import Bucket, BucketConfig, source_frames
 from generator.data.manifest import ManifestClip, caption_counts, place_clip
 from generator.data.store import LatentStore, Skipped, Window
 from generator.prompt_cache import write_tensors
-from generator.shots import parse_shots, prompt_shots
+from generator.shots import parse_shots
 from reelhf.clips import resize_frames
 from reelhf.engine import barrier, device, is_main, rank, world_size
 from reelhf.errors import UserError
@@ -119,9 +119,6 @@ def cut_clip(
     where = place_clip(clip, info, buckets)
     if where.bucket is None:
         return [], Skipped(clip.name, where.reason or "")
-    unfit = _shots_that_do_not_fit(clip, where, buckets)
-    if unfit is not None:
-        return [], Skipped(clip.name, unfit)
     first, _ = clip.frame_range(info.frames, info.fps)
     bucket = where.bucket
     source = sha256_file(clip.path)
@@ -143,21 +140,6 @@ def cut_clip(
         )
         cuts.append(Cut(window, clip, frames))
     return cuts, None
-
-
-def _shots_that_do_not_fit(
-    clip: ManifestClip, where: Placement, buckets: BucketConfig
-) -> str | None:
-    """Why captions of several shots do not tell of this clip's windows; None if they do, or are of one."""
-    assert where.bucket is not None
-    try:
-        several = [text for text in clip.captions.values() if len(parse_shots(text)) > 1]
-        if several and where.windows > 1:
-            return f"a caption of several shots, and the clip is cut into {where.windows} windows"
-        prompt_shots(several, where.bucket.num_frames, temporal_ratio=buckets.temporal_ratio)
-    except UserError as error:
-        return str(error)
-    return None
 
 
 def decode_cuts(cuts: Sequence[Cut]) -> Iterator[tuple[Cut, Tensor]]:

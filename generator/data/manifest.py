@@ -94,7 +94,28 @@ def place_clip(clip: ManifestClip, info: VideoInfo, config: BucketConfig) -> Pla
         lasts = f"the file lasts {info.seconds:.2f} s"
         return Placement(None, f"no frame from {clip.start:g} s{until}: {lasts}", 0)
     size = (info.width, info.height)
-    return place(last - first, info.fps, *size, config, is_image=clip.is_image)
+    where = place(last - first, info.fps, *size, config, is_image=clip.is_image)
+    unfit = None if where.bucket is None else _shots_that_do_not_fit(clip, where, config)
+    return where if unfit is None else Placement(None, unfit, where.usable_frames)
+
+
+def _shots_that_do_not_fit(
+    clip: ManifestClip, where: Placement, config: BucketConfig
+) -> str | None:
+    """Why captions of several shots do not tell of this clip's windows; None if they do, or are of one."""
+    assert where.bucket is not None
+    if not any("[" in text for text in clip.captions.values()):
+        return None
+    from generator.shots import parse_shots, prompt_shots
+
+    try:
+        several = [text for text in clip.captions.values() if len(parse_shots(text)) > 1]
+        if several and where.windows > 1:
+            return f"a caption of several shots, and the clip is cut into {where.windows} windows"
+        prompt_shots(several, where.bucket.num_frames, temporal_ratio=config.temporal_ratio)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _of_folder(folder: Path) -> Iterator[ManifestClip]:

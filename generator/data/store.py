@@ -69,7 +69,7 @@ class LatentStore:
     """The folder, opened for encoders of these weights.
 
     Args:
-        vae, text: hashes of the weights (`generator.checkpoint.weights_key`).
+        vae: hash of its weights; text: `generator.prompt_cache.encoder_key`.
     Raises: UserError if the folder was encoded by others.
     """
 

@@ -6,6 +6,7 @@ clip that could not be scored: it counts as wrong wherever a share is taken, and
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -181,11 +182,13 @@ def published_accuracy_with_ties(gaps: Sequence[float], verdicts: Sequence[int])
 
     Optimistic, and never below the share of ties: a scorer of noise gets that share. For comparison with published tables only.
     Source: VideoAlign 2501.13918 (its released evaluation) after 2305.14324: over every k >= 1, the k smallest gaps, equal
-    ones in the order given, are called ties.
+    ones in the order given, are called ties. A gap that is NaN counts as the largest, and as wrong unless called a tie.
     """
-    if not len(gaps):
+    if not gaps:
         raise ValueError("expected at least one pair, got none")
-    order = sorted(range(len(gaps)), key=lambda i: abs(gaps[i]))
+    order = sorted(
+        range(len(gaps)), key=lambda i: math.inf if math.isnan(gaps[i]) else abs(gaps[i])
+    )
     hits = sum(gaps[i] * verdicts[i] > 0 for i in order)
     best = 0
     for i in order:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from reelhf.errors import UserError
 from reelhf.hashing import content_hash, sha256_file
-from reelhf.video import MAX_READERS, read_video
+from reelhf.video import read_videos_or_errors
 from rewards.composite import CompositeReward, load_composite
 from rewards.data import Clip, group_by_shape
 from rewards.scoring.cache import ScoreCache
@@ -96,14 +94,16 @@ class Scorer:
 
     def _score_files(self, items: Sequence[Item]) -> list[dict[str, Any]]:
         """Scores without names; files are decoded several at a time, one that cannot be is left out of the batch."""
-        with ThreadPoolExecutor(min(MAX_READERS, os.cpu_count() or 1)) as readers:
-            read = list(readers.map(_read_or_reason, [item.path for item in items]))
+        read = list(read_videos_or_errors(item.path for item in items))
         rows: list[dict[str, Any]] = [
-            {"valid": False, "reason": found} if isinstance(found, str) else {} for found in read
+            {"valid": False, "reason": str(found)} if isinstance(found, UserError) else {}
+            for found in read
         ]
-        good = [i for i, found in enumerate(read) if not isinstance(found, str)]
-        found = self.score_clips([read[i] for i in good], [items[i].prompt for i in good])  # type: ignore[misc]
-        for i, row in zip(good, found, strict=True):
+        clips = {
+            i: Clip(*found) for i, found in enumerate(read) if not isinstance(found, UserError)
+        }
+        scored = self.score_clips(list(clips.values()), [items[i].prompt for i in clips])
+        for i, row in zip(clips, scored, strict=True):
             rows[i] = row
         return rows
 
@@ -161,13 +161,6 @@ def _groups(clips: Sequence[Clip]) -> Iterator[tuple[list[int], Tensor, Tensor]]
         own = [i for i, clip in enumerate(clips) if clip.fps == rate]
         for places, frames, fps in group_by_shape([clips[i] for i in own]):
             yield [own[place] for place in places], frames, fps
-
-
-def _read_or_reason(path: Path) -> Clip | str:
-    try:
-        return Clip(*read_video(path))
-    except UserError as error:
-        return str(error)
 
 
 def _hash_or_none(path: Path) -> str | None:

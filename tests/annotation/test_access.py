@@ -53,6 +53,8 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/api/logout",
         "/api/tokens",
         "/api/tokens/{token_id}",
+        "/api/flagged",  # experts may be annotators; test_flags says who sees the list and decides
+        "/api/decide",
         "/annotate/{name}",
         "/api/flagged",
         "/api/decide",

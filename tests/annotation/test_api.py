@@ -13,6 +13,7 @@ from annotation.api.sessions import COOKIE
 from annotation.api.throttle import LoginThrottle
 from annotation.client import AnnotationClient, SubmissionRefused
 from annotation.config import AnnotateConfig
+from annotation.routing import RoutingConfig
 from annotation.store import Store
 from reelhf.errors import UserError
 from tests.annotation.annotation_cases import PASSWORD, plain_verdict
@@ -338,3 +339,57 @@ def test_a_taken_port_is_one_clear_line():
     with pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1:{port}: .*--port"):
         bind("127.0.0.1", port)
     listener.close()
+
+
+# --- revisions, flags and decisions over HTTP ---
+
+
+def test_a_judgment_is_changed_over_http_and_only_by_its_author(served):
+    store, url = served
+    with AnnotationClient(url, "ann0", PASSWORD) as client:
+        client.submit(task := client.claim(), plain_verdict(task))
+    with signed_in(url) as http, signed_in(url, "ann1") as other:
+        found = http.post("/api/back", json={}).json()["reopened"]
+        assert found["task"]["presentation"] == task.presentation
+        assert http.get(found["task"]["clips"][0]["url"]).status_code == 200
+        body = {
+            "presentation": task.presentation,
+            "idempotency_key": "revision-key",
+            "revises": found["judgment_id"],
+            "verdict": plain_verdict(task, 1, 0).to_json(),
+        }
+        assert other.post("/api/submit", json=body).status_code == 404
+        assert http.post("/api/submit", json={**body, "revises": "1"}).status_code == 422
+        assert http.post("/api/submit", json=body).json()["revision"] == 1
+        assert http.post("/api/back", json={"before": found["root"]}).json()["reopened"] is None
+        assert other.post("/api/back", json={}).json()["reopened"] is None
+    assert store.counts()["revisions"] == 1
+
+
+def test_flags_are_listed_and_decided_by_experts_and_not_by_others(served):
+    store, url = served
+    store.set_expert("ann1", True)
+    with signed_in(url) as http, signed_in(url, "ann1") as expert:
+        task = http.post("/api/claim", json={}).json()["task"]
+        body = {"presentation": task["presentation"], "flag": "unsafe", "note": "<script>"}
+        assert http.post("/api/flag", json=body).json() == {"flagged": True}
+        assert http.post("/api/flag", json={**body, "flag": "dull"}).status_code == 422
+        assert http.get("/api/flagged").status_code == 404
+        (held,) = expert.get("/api/flagged").json()["tasks"]
+        assert held["reports"][0]["note"] == "<script>"
+        decision = {"task_id": held["task_id"], "decision": "reopen"}
+        assert http.post("/api/decide", json=decision).status_code == 404
+        assert expert.post("/api/decide", json=decision).json() == {"decided": True}
+    assert store.counts()["flagged_tasks"] == 0
+
+
+def test_a_claim_without_a_task_says_why(new_project):
+    store = new_project(tasks=1)
+    config = AnnotateConfig(routing=RoutingConfig(max_per_day=1))
+    with running_server(create_app(store, config, page=False)) as url:
+        with AnnotationClient(url, "ann0", PASSWORD) as client:
+            client.submit(task := client.claim(), plain_verdict(task))
+        for name, reason in (("ann0", "daily_limit"), ("ann1", "empty")):
+            with signed_in(url, name) as http:
+                answer = http.post("/api/claim", json={}).json()
+                assert answer == {"task": None, "reason": reason}

@@ -1,4 +1,4 @@
-"""One person, one browser, a keyboard. `python -m tests.annotation.screenshots` takes the pictures in docs/images."""
+"""One person, one browser, a keyboard. `scripts/annotation_screenshots.py` takes the pictures in docs/images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import sqlalchemy as sa
 import torch
+from PIL import Image
 
 from annotation import schema
 from annotation.api.app import create_app
@@ -16,9 +17,18 @@ from annotation.api.server import running_server
 from annotation.api.sessions import COOKIE
 from annotation.config import AnnotateConfig
 from annotation.records import ClipRecord
+from annotation.routing import RoutingConfig
 from annotation.store import Store
 from reelhf.video import write_video
-from tests.annotation.annotation_cases import PASSWORD, SMALL, rows
+from tests.annotation.annotation_cases import (
+    PASSWORD,
+    SMALL,
+    Person,
+    plain_verdict,
+    rows,
+    slots,
+    state_of,
+)
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api")
@@ -40,19 +50,26 @@ def browser(chromium: str) -> Iterator[playwright.Browser]:
         running.close()
 
 
+def moving_clips(folder: Path, number: int, *, shift: int = 24) -> list[Path]:
+    """Clips of a bright square that moves to the right, `shift` pixels from the top."""
+    paths = []
+    for index in range(number):
+        frames = torch.full((3, int(SECONDS * FPS), 64, 64), 0.1 + 0.08 * index)
+        for frame in range(frames.shape[1]):
+            frames[0, frame, shift : shift + 16, 2 * frame : 2 * frame + 16] = 0.9
+        paths.append(folder / f"secretmodel{shift}-{index}.mp4")
+        write_video(paths[-1], frames, FPS)
+    return paths
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """Two tasks of four clips that move, and one annotator. The prompt of the first tries to run a script."""
-    clips = []
-    for index in range(8):
-        frames = torch.full((3, int(SECONDS * FPS), 64, 64), 0.1 + 0.08 * index)
-        for frame in range(frames.shape[1]):
-            frames[0, frame, 24:40, 2 * frame : 2 * frame + 16] = 0.9
-        path = tmp_path / f"secretmodel{index}.mp4"
-        write_video(path, frames, FPS)
-        clips.append(
-            ClipRecord(path, XSS if index < 4 else "A second prompt.", "secretmodel", "secretstage")
-        )
+    prompts = [XSS] * 4 + ["A second prompt."] * 4
+    clips = [
+        ClipRecord(path, prompt, "secretmodel", "secretstage")
+        for path, prompt in zip(moving_clips(tmp_path, 8), prompts, strict=True)
+    ]
     with Store.open(tmp_path / "project") as store:
         ids = store.add_clips(clips)
         store.create_tasks([ids[:4], ids[4:]], presentation=SMALL)
@@ -84,6 +101,12 @@ def press(page: playwright.Page, *keys: str) -> None:
     for key in keys:
         page.keyboard.press(key)
         page.wait_for_timeout(30)
+
+
+def addresses(page: playwright.Page) -> list[str]:
+    """Of the clips, without the signature, which is new for every claim."""
+    script = "[...document.querySelectorAll('#player video')].map((v) => v.src.split('?')[0])"
+    return list(page.evaluate(script))
 
 
 def wait_for_text(page: playwright.Page, selector: str, text: str) -> None:
@@ -212,13 +235,12 @@ def test_the_native_controls_do_the_same_with_a_mouse_and_a_draft_survives_a_rel
         page.click("#row-0 .best label:nth-of-type(2)")
         page.click("#row-0 .worst label:nth-of-type(3)")
         page.wait_for_selector("#row-0[data-state='ok']")
-        shown = page.evaluate("[...document.querySelectorAll('#player video')].map((v) => v.src)")
+        shown = addresses(page)
         page.reload()
         page.wait_for_selector("#row-0[data-state='ok']")
         assert page.is_checked("#row-0 .best input[value='B']")
         assert page.is_checked("#row-0 .worst input[value='C']")
-        again = page.evaluate("[...document.querySelectorAll('#player video')].map((v) => v.src)")
-        assert again == shown, "the same clips in the same order"
+        assert addresses(page) == shown, "the same clips in the same order"
 
         for row in (1, 2, 3):
             page.click(f"#row-{row} .other label:nth-of-type(2)")
@@ -458,6 +480,46 @@ def test_pairs_scores_and_flags_by_keyboard(browser, project):
         assert [judged[1].kind, judged[2].kind] == ["gsb", "score"]
         assert [f.kind for f in rows(store, schema.flag)] == ["unsafe"]
         assert store.counts()["flagged_tasks"] == 1
+
+
+def test_an_expert_sees_what_was_said_and_an_image_task_its_first_frame(browser, project, tmp_path):
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "first.png")
+    with Store.open(project) as store:
+        clips = [
+            ClipRecord(
+                path, "It moves.", "m", "s", task_kind="i2v", first_frame=tmp_path / "first.png"
+            )
+            for path in moving_clips(tmp_path, 2, shift=40)
+        ]
+        routing = RoutingConfig(adjudicate=True)
+        store.create_tasks([store.add_clips(clips)], experts_only=True, presentation=SMALL)
+        (torn,) = store.create_tasks([[1, 2]], need=2, priority=5, presentation=SMALL)
+        for name, (best, worst) in (("one", (1, 2)), ("two", (2, 1))):
+            store.add_user(name, PASSWORD)
+            person = Person(store, name, routing)
+            place = slots(store, task := person.claim())
+            person.submit(task, plain_verdict(task, place[best], place[worst]))
+        assert state_of(store, torn) == "conflict"
+        store.set_expert("ann", True)
+        config = AnnotateConfig(must_watch=0, routing=routing)
+        with running_server(create_app(store, config)) as url:
+            page, errors, _ = sign_in(browser, url)
+            wait_for_text(page, "#progress", "Expert decision")
+            for row in range(4):
+                said = page.inner_text(f"#row-{row} .question")
+                assert "A over B" in said
+                assert "B over A" in said
+            press(page, *["1", "w"] * 4, "Enter")
+            wait_for_text(page, "#status", "Saved as #3")
+            assert state_of(store, torn) == "done"
+            for _ in range(2):  # the two tasks of the project come first
+                page.wait_for_selector("#row-0[data-state='']")
+                press(page, "t", "t", "t", "t", "Enter")
+                page.wait_for_timeout(1200)
+            page.wait_for_selector("#player .first-frame img")
+            assert page.get_attribute("#player .first-frame img", "alt") == "First frame"
+            wait_for_text(page, "#dimensions", "Faithful to the first frame")
+            assert errors == []
 
 
 def test_a_screen_reader_finds_every_control_by_name(browser, project):

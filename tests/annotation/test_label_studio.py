@@ -32,6 +32,7 @@ from fastapi.testclient import TestClient
 from annotation import schema
 from annotation.api.app import create_app
 from annotation.api.server import running_server
+from annotation.export import judgment_table
 from annotation.label_studio import push as push_module
 from annotation.label_studio.pull import Pulled, new_hints, pull
 from annotation.label_studio.push import connect, push
@@ -168,6 +169,10 @@ def converse(store: Store, client: Any) -> None:
             ).where(schema.label_studio_annotation.c.state == "deleted")
         ).all()
     assert [tuple(row) for row in marked] == [(good, stored.id)]
+    exported = {row["task_id"] for row in judgment_table(store)[0]}
+    assert exported == {f"t{links[theirs[1].data['uid']].task_id}"}, (
+        "a vote taken back is not exported"
+    )
     assert pull(client, store, server=SERVER, project=project).deleted == 0
 
     register(client, store, project, "http://127.0.0.1:7999/webhooks/label-studio")

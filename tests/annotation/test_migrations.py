@@ -139,14 +139,15 @@ def test_the_migrations_make_exactly_the_tables_of_the_schema(new_project):
 
 def test_the_next_task_is_found_by_its_index_without_sorting(new_project):
     store = new_project(tasks=1)
-    query = routing._next_task.params(me=1, now=1, expert=False, admin=False).compile(
-        store.database.engine, compile_kwargs={"literal_binds": True}
-    )
-    explain = "EXPLAIN QUERY PLAN" if store.database.is_sqlite else "EXPLAIN"
+    asks = {"me": 1, "now": 1, "expert": False, "admin": False}
+    query = routing._next_task.params(asks).compile(store.database.engine)
     with store.write() as connection:
-        if not store.database.is_sqlite:  # the table is so small that reading all of it is cheaper
+        if store.database.is_sqlite:
+            values = tuple(query.params[name] for name in query.positiontup)
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", values).all()
+        else:  # the table is so small that reading all of it is cheaper
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-        rows = connection.exec_driver_sql(f"{explain} {query}".replace("%", "%%")).all()
+            rows = connection.exec_driver_sql(f"EXPLAIN {query}", query.params).all()
     plan = "\n".join(str(row) for row in rows)
     assert "ix_task_queue" in plan
     assert "TEMP B-TREE" not in plan

@@ -10,6 +10,7 @@ import torch
 from generator.base import NO_SHOT
 from generator.data import encode as encoding
 from generator.data.buckets import frames_at_rate, source_frames
+from generator.data.doctor import examine_clips
 from generator.data.encode import cut_clip, decode_cuts, encode_set
 from generator.data.manifest import read_clips
 from generator.shots import encode_shots
@@ -106,6 +107,8 @@ def test_a_caption_of_several_shots_is_encoded_shot_by_shot(store, tmp_path, tin
     assert [one.name for one in skipped] == ["c.mp4", "d.mp4"]
     assert "do not make a clip of 5" in skipped[0].reason
     assert "cut into 2 windows" in skipped[1].reason
+    listed = examine_clips(read_clips(tmp_path / "m.jsonl"), buckets(SMALL))
+    assert [row.placement.reason for row in listed[2:]] == [one.reason for one in skipped]
     found = store.condition(texts, [5, 5], 4)
     expected = encode_shots(text.encode, texts, 5)
     assert torch.equal(found.mask, expected.mask)

@@ -11,9 +11,10 @@ from torch import nn
 
 from reelhf.cli import main
 from reelhf.errors import UserError
-from rewards import CompositeReward
+from rewards import CompositeReward, load_composite
 from rewards.base import RewardScores
 from rewards.composite import soft_cap
+from rewards.ensemble import EnsembleReward
 from rewards.gradients import reward_log
 from rewards.weights import fit_composite_weights, fit_win_weights, normalised
 
@@ -70,6 +71,17 @@ def test_pessimism_takes_spreads_off_and_zero_takes_nothing():
     assert single.score(batch(), **asked).std is None
     with pytest.raises(UserError, match="pessimism is 1, but none of these rewards knows"):
         CompositeReward(looks(1), {LOOK: 1.0}, pessimism=1.0).score(batch(), **asked)
+
+
+def test_an_ensemble_in_the_folder_of_one_reward_makes_the_composite_careful(tmp_path: Path):
+    EnsembleReward(looks(2)).save(tmp_path / "aesthetic")
+    asked = {"fps": 8.0, "prompts": CAPTIONS[:2]}
+    plain = load_composite(tmp_path, {LOOK: 1.0}).score(batch(), **asked)
+    careful = load_composite(tmp_path, {LOOK: 1.0}, pessimism=1.0).score(batch(), **asked)
+    assert (plain.std > 0).all()
+    assert (careful.total < plain.total).all()
+    log = reward_log(load_composite(tmp_path, {LOOK: 1.0}), batch(), **asked)
+    assert log[f"reward_disagreement/{LOOK}"] == pytest.approx(plain.std.mean().item(), rel=1e-4)
 
 
 def test_a_reward_without_a_spread_beside_one_with_it_is_left_as_it_is():

@@ -81,6 +81,8 @@ def test_published_metrics_of_pairs_worked_out_by_hand():
     gaps, verdicts = [0.1, -0.5, 2.0, 1.0], [0, -1, 1, -1]
     assert published_accuracy_with_ties(gaps, verdicts) == 3 / 4  # k = 1: tie, right, wrong, right
     assert published_accuracy_without_ties(gaps, verdicts) == pytest.approx(2 / 3)
+    assert published_accuracy_with_ties([NAN, 1.0, 0.1], [1, 1, 0]) == pytest.approx(2 / 3)
+    assert published_accuracy_without_ties([NAN, 1.0], [1, 1]) == 0.5
     assert published_accuracy_without_ties([0.0], [1]) == 0.0  # an exact 0 is wrong there
     assert published_accuracy_without_ties([1.0], [0]) is None
     with pytest.raises(ValueError, match="at least one pair"):

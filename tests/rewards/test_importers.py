@@ -90,7 +90,7 @@ def test_the_benchmark_is_scored_by_the_published_convention(source: Path, tmp_p
     assert {row["model"] for row in data.clips} == {"one", "two"}
     for name, model in tiny_models().items():
         model.save(tmp_path / "rewards" / name)
-    found = evaluate_published(tmp_path / "rewards", tmp_path / "data", tmp_path / "out")
+    found = evaluate_published(tmp_path / "data", tmp_path / "out", rewards=tmp_path / "rewards")
     assert found["overall_sums"] == ["aesthetic_quality", "motion_quality", "prompt_following"]
     rows = found["dimensions"]
     assert list(rows) == [*found["overall_sums"], "overall"]
@@ -98,6 +98,35 @@ def test_the_benchmark_is_scored_by_the_published_convention(source: Path, tmp_p
     assert rows["motion_quality"]["tie_share"] == 0.5
     assert json.loads((tmp_path / "out" / "published.json").read_text()) == found
     assert "by the published convention" in format_published(found)
+
+
+def test_another_models_scores_are_scored_by_the_same_convention(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    tasks = reader("videogen-rewardbench")(save(source, "bench.csv", BENCH))
+    write_tasks(tasks, tmp_path / "data", project="videogen-rewardbench", split="test")
+    lines = ["path,reward_VQ,reward_TA", "a.mp4,1.0,0.5", "./b.mp4,0.0,0.4", "c.mp4,0.2,0", "d.mp4,0.9,3"]  # fmt: skip
+    table = save(tmp_path, "scores.csv", "\n".join(lines))
+    words = ["rewards", "benchmark", "--preferences", str(tmp_path / "data"), "--out"]
+    main([*words, str(tmp_path / "out"), "--scores", str(table)])
+    rows = json.loads((tmp_path / "out" / "published.json").read_text())["dimensions"]
+    assert list(rows) == ["aesthetic_quality", "prompt_following", "overall"]
+    assert rows["aesthetic_quality"]["without_ties"] == 1.0
+    # gaps 0.1 (people: A) and -3 (a tie): the smallest is called a tie in any case, as published
+    assert rows["prompt_following"]["with_ties"] == 0.5
+    assert rows["overall"]["without_ties"] == 1.0  # the sum: 1.1 and -3.7
+    assert "100.00" in capsys.readouterr().out
+    with pytest.raises(UserError, match="give a folder of rewards or --scores, and not both"):
+        evaluate_published(tmp_path / "data", tmp_path / "x")
+    short = save(tmp_path, "short.csv", "\n".join(lines[:-1]))
+    with pytest.raises(UserError, match=r"has no score of .*d.mp4"):
+        evaluate_published(tmp_path / "data", tmp_path / "x", table=short)
+    bad = "path,reward_VQ\na.mp4,high\nb.mp4,0\nc.mp4,0\nd.mp4,0"
+    wrong = save(tmp_path, "wrong.csv", bad)
+    with pytest.raises(UserError, match=r"reward_VQ of a.mp4 is 'high'; expected a number"):
+        evaluate_published(tmp_path / "data", tmp_path / "x", table=wrong)
+    with pytest.raises(UserError, match="needs the columns path and some of reward_VQ"):
+        evaluate_published(tmp_path / "data", tmp_path / "x", table=source / "bench.csv")
 
 
 def test_votes_of_genai_bench_are_verdicts_over_all(source: Path, tmp_path: Path):
@@ -211,7 +240,7 @@ def test_the_real_videoalign_pairs_train_evaluate_and_export(real_data: Path, tm
     found = evaluate_rewards(rewards, data, tmp_path / "e", split=None)["dimensions"]
     assert found["aesthetic_quality"]["n"] == 2
     assert found["motion_quality"]["n"] == 1
-    published = evaluate_published(rewards, data, tmp_path / "p")["dimensions"]
+    published = evaluate_published(data, tmp_path / "p", rewards=rewards)["dimensions"]
     assert published["motion_quality"]["with_ties"] >= 2 / 3  # two of three are ties
 
 

@@ -11,13 +11,16 @@ branch_labels = None
 depends_on = None
 
 NAME = "ix_task_queue"
+PULLED = "ix_label_studio_annotation_judgment_id"
 
 
 def upgrade() -> None:
     op.drop_index(NAME, "task")
     op.create_index(NAME, "task", ["state", "purpose", sa.text("priority DESC"), "id"])
+    op.create_index(PULLED, "label_studio_annotation", ["judgment_id"])
 
 
 def downgrade() -> None:
+    op.drop_index(PULLED, "label_studio_annotation")
     op.drop_index(NAME, "task")
     op.create_index(NAME, "task", ["state", sa.text("priority DESC"), "id"])

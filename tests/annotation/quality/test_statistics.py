@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from annotation.quality import agreement, annotators, leaderboard, raters
+from annotation.quality import agreement, annotators, leaderboard, raters, report
 from annotation.quality.votes import Vote, votes_of
 
 
@@ -389,6 +389,31 @@ def test_the_regression_finds_the_weights_that_decided_the_wins_and_equals_scipy
     assert [w.coefficient for w in found] == pytest.approx(best.x, abs=1e-4)
     assert [w.share for w in found] == pytest.approx([2 / 3, 1 / 3, 0.0], abs=0.04)
     assert all(w.low < true < w.high for w, true in zip(found, truth, strict=True))
+
+
+def test_wins_of_pairs_are_explained_by_the_scores_of_their_dimensions():
+    """People whose verdict follows motion alone give it all the weight, and its interval is above zero."""
+    rng = random.Random(0)
+    rows, clips = [], []
+    for task in range(150):
+        pair = [f"c{task}-{i}" for i in range(2)]
+        clips += [{"sha256": clip, "model": f"m{i}"} for i, clip in enumerate(pair)]
+        scores = {name: [rng.randint(1, 5) for _ in pair] for name in ("look", "motion")}
+        for name, given in scores.items():
+            more = {"dimension": name, "kind": "score", "prompt": f"p{task}"}
+            rows.append(judgment("rater", f"s{task}", pair, scores=given, **more))
+        gap = scores["motion"][0] - scores["motion"][1] + rng.gauss(0, 1)
+        for name in ("look", "motion", "structure"):  # two of three say which is better
+            same = {"tie": True, "status": "tie"} if name == "structure" else {}
+            pick = () if same else ((0, 1) if gap > 0 else (1, 0))
+            more = {"dimension": name, "kind": "gsb", "prompt": f"p{task}", **same}
+            rows.append(judgment("judge", f"g{task}", pair, *pick, **more))
+    found = {w.dimension: w for w in report._dimension_weights(report.Judged(rows, clips, {}))}
+    assert found["motion"].share > 0.85
+    assert found["motion"].low > 0
+    assert found["look"].low < 0 < found["look"].high
+    only_pairs = [row for row in rows if row["kind"] == "gsb"]
+    assert report._dimension_weights(report.Judged(only_pairs, clips, {})) == []
 
 
 def test_best_worst_counting_scores_are_between_minus_one_and_one():
