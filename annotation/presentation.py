@@ -68,9 +68,13 @@ def plan_task(clips: Sequence[Measured], config: PresentationConfig) -> Plan:
     return Plan(fps, max(1, round(seconds * fps)), _even(width * scale), _even(height * scale))
 
 
+Shown = tuple[Plan, list[Path]]
+"""How a task is shown, and the copy of each of its clips."""
+
+
 def copy_tasks(
     tasks: Sequence[Sequence[Measured]], folder: Path, config: PresentationConfig, pool: Pool
-) -> list[tuple[Plan, list[Path]]]:
+) -> list[Shown]:
     """The plan of each task and the copies of its clips, written in `folder` if not there yet; all copies at once in the pool."""
     plans = [plan_task(clips, config) for clips in tasks]
     jobs = [(clip, plan) for clips, plan in zip(tasks, plans, strict=True) for clip in clips]

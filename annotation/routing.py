@@ -196,7 +196,7 @@ OPEN_TO_ME = (t.task.c.state == "open", t.task.c.purpose == "work", _allowed(), 
 """Conditions of the tasks that annotator `me` (`expert`, `admin`) could still be given, whoever else holds them now."""
 
 
-def _open_tasks() -> sa.Select[tuple[int]]:
+def _open_tasks() -> sa.Select[int]:
     """Tasks open to annotator `me` at time `now`: judgments and other people's live leases leave a place."""
     return select(t.task.c.id).where(
         t.task.c.state == "open",

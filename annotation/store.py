@@ -27,6 +27,7 @@ from annotation.place import Place, read_place
 from annotation.presentation import (
     Measured,
     PresentationConfig,
+    Shown,
     copy_tasks,
     store_picture,
 )
@@ -510,90 +511,109 @@ class Store:
         Raises: UserError if a group has too few or too many clips for its kind, names one twice, or mixes t2v with i2v, or if
         known answers are missing or do not fit.
         """
-        from reelhf.progress import track
+        known = _check_request(groups, need, prompt_ids, kind, purpose, answers)
+        clips_of = self._clips_of(groups, kind)
+        stored = [
+            self._stored_answers(index, raw, clips)
+            for index, (raw, clips) in enumerate(zip(known, clips_of, strict=True))
+        ]
+        planned = self._copies(clips_of, presentation or PresentationConfig(), engine, label)
+        shared = {
+            "kind": kind,
+            "purpose": purpose,
+            "experts_only": experts_only,
+            "round": round_number,
+            "need_n": need,
+            "priority": priority,
+        }
+        with self.write() as connection:
+            named = None if project is None else self.project_id(connection, project)
+            owners = self._owners(connection, [clips[0].id for clips in clips_of])
+            ids = [
+                self._add_task(
+                    connection,
+                    clips,
+                    copied,
+                    **shared,
+                    project_id=owners[clips[0].id] if named is None else named,
+                    prompt_id=prompt_ids[index] if prompt_ids else clips[0].prompt_id,
+                    answers=stored[index],
+                )
+                for index, (clips, copied) in enumerate(zip(clips_of, planned, strict=True))
+            ]
+            if ids:
+                detail = {"tasks": len(ids), "kind": kind, "purpose": purpose}
+                self._record(connection, "tasks create", project or "", **detail)
+        return ids
 
-        presentation = presentation or PresentationConfig()
-        if kind not in KINDS:
-            raise UserError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
-        if purpose not in PURPOSES:
-            raise UserError(f"purpose is {purpose!r}; expected one of {', '.join(PURPOSES)}")
-        known = [None] * len(groups) if answers is None else list(answers)
-        if (purpose == "work") != (answers is None) or len(known) != len(groups):
-            raise UserError(
-                f"a task for {purpose} {'has no' if purpose == 'work' else 'needs a'} known answer; {len(groups)} tasks came with {len(answers or ())}"
-            )
-        if need < 1:
-            raise UserError(f"need is {need}; a task wants at least 1 judgment")
-        if prompt_ids is not None and len(prompt_ids) != len(groups):
-            raise UserError(f"{len(prompt_ids)} prompt ids came with {len(groups)} groups of clips")
+    def _clips_of(self, groups: Sequence[Sequence[int]], kind: str) -> list[list[Any]]:
+        """The rows of each group's clips. Raises UserError if a clip is unknown or a group cannot be a task of this kind."""
+        wanted = sorted({clip_id for group in groups for clip_id in group})
         with self.read() as connection:
-            wanted = sorted({clip_id for group in groups for clip_id in group})
             rows = {
                 row.id: row
                 for part in _chunks(wanted, 500)
                 for row in connection.execute(select(t.clip).where(t.clip.c.id.in_(part)))
             }
-        shown_folder = self.media / "shown"
-        shown_folder.mkdir(exist_ok=True)
         clips_of = [[_known_clip(rows, clip_id) for clip_id in group] for group in groups]
         for index, clips in enumerate(clips_of):
             _check_group(index, clips, kind)
-        stored = [
-            self._stored_answers(index, raw, clips)
-            for index, (raw, clips) in enumerate(zip(known, clips_of, strict=True))
-        ]
-        planned = []
+        return clips_of
+
+    def _copies(
+        self,
+        clips_of: Sequence[Sequence[Any]],
+        presentation: PresentationConfig,
+        engine: str,
+        label: str | None,
+    ) -> list[Shown]:
+        """How each task is shown, and the copies of its clips, which are made here."""
+        from reelhf.progress import track
+
+        folder = self.media / "shown"
+        folder.mkdir(exist_ok=True)
+        planned: list[Shown] = []
         with copy_pool(engine) as pool:
             items = iter(track(clips_of, label=label) if label else clips_of)
             while window := list(islice(items, TASKS_AT_ONCE)):
                 measured = [[self._measured(clip) for clip in clips] for clips in window]
-                copied = copy_tasks(measured, shown_folder, presentation, pool)
-                planned += zip(window, copied, strict=True)
-        self.files.share({f"shown/{copy.name}" for _, (_, copies) in planned for copy in copies})
-        ids = []
-        with self.write() as connection:
-            named = None if project is None else self.project_id(connection, project)
-            owners = self._owners(connection, [clips[0].id for clips, _ in planned])
-            for index, (clips, (plan, copies)) in enumerate(planned):
-                pictures = [c.first_frame_key for c in clips if c.first_frame_key]
-                values = {
-                    "prompt_id": prompt_ids[index] if prompt_ids else clips[0].prompt_id,
-                    "task_kind": clips[0].task_kind,
-                    "kind": kind,
-                    "purpose": purpose,
-                    "answers": stored[index],
-                    "experts_only": experts_only,
-                    "round": round_number,
-                    "need_n": need,
-                    "priority": priority,
-                    "state": "open",
-                    "num_judgments": 0,
-                    "first_frame_key": pictures[0] if pictures else None,
-                    "shown_fps": plan.fps,
-                    "shown_frames": plan.num_frames,
-                    "created_ms": self.now_ms(),
+                planned += copy_tasks(measured, folder, presentation, pool)
+        self.files.share({f"shown/{copy.name}" for _, copies in planned for copy in copies})
+        return planned
+
+    def _add_task(
+        self, connection: Connection, clips: Sequence[Any], copied: Shown, **values: Any
+    ) -> int:
+        plan, copies = copied
+        pictures = [clip.first_frame_key for clip in clips if clip.first_frame_key]
+        self._share_clips(connection, values["project_id"], [clip.id for clip in clips])
+        result = connection.execute(
+            insert(t.task).values(
+                task_kind=clips[0].task_kind,
+                state="open",
+                num_judgments=0,
+                first_frame_key=pictures[0] if pictures else None,
+                shown_fps=plan.fps,
+                shown_frames=plan.num_frames,
+                created_ms=self.now_ms(),
+                **values,
+            )
+        )
+        assert result.inserted_primary_key is not None
+        task_id: int = result.inserted_primary_key[0]
+        connection.execute(
+            insert(t.task_clip),
+            [
+                {
+                    "task_id": task_id,
+                    "slot": slot,
+                    "clip_id": clip.id,
+                    "shown_key": f"shown/{copy.name}",
                 }
-                owner = owners[clips[0].id] if named is None else named
-                self._share_clips(connection, owner, [clip.id for clip in clips])
-                result = connection.execute(insert(t.task).values(project_id=owner, **values))
-                assert result.inserted_primary_key is not None
-                ids.append(result.inserted_primary_key[0])
-                connection.execute(
-                    insert(t.task_clip),
-                    [
-                        {
-                            "task_id": ids[-1],
-                            "slot": slot,
-                            "clip_id": clip.id,
-                            "shown_key": f"shown/{copy.name}",
-                        }
-                        for slot, (clip, copy) in enumerate(zip(clips, copies, strict=True))
-                    ],
-                )
-            if ids:
-                detail = {"tasks": len(ids), "kind": kind, "purpose": purpose}
-                self._record(connection, "tasks create", project or "", **detail)
-        return ids
+                for slot, (clip, copy) in enumerate(zip(clips, copies, strict=True))
+            ],
+        )
+        return task_id
 
     def _stored_answers(
         self, index: int, raw: Mapping[str, Mapping[str, Any]] | None, clips: Sequence[Any]
@@ -707,6 +727,31 @@ def _texts(guideline: Guideline) -> dict[str, Any]:
 
 def _account(row: Any) -> Account:
     return Account(row.id, row.name, row.role, row.pseudonym, row.simulated)
+
+
+def _check_request(
+    groups: Sequence[Sequence[int]],
+    need: int,
+    prompt_ids: Sequence[str] | None,
+    kind: str,
+    purpose: str,
+    answers: Sequence[Mapping[str, Mapping[str, Any]]] | None,
+) -> list[Mapping[str, Mapping[str, Any]] | None]:
+    """The known answers of each group, None where none are due. Raises UserError if the arguments do not fit one another."""
+    if kind not in KINDS:
+        raise UserError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+    if purpose not in PURPOSES:
+        raise UserError(f"purpose is {purpose!r}; expected one of {', '.join(PURPOSES)}")
+    known: list[Any] = [None] * len(groups) if answers is None else list(answers)
+    if (purpose == "work") != (answers is None) or len(known) != len(groups):
+        raise UserError(
+            f"a task for {purpose} {'has no' if purpose == 'work' else 'needs a'} known answer; {len(groups)} tasks came with {len(answers or ())}"
+        )
+    if need < 1:
+        raise UserError(f"need is {need}; a task wants at least 1 judgment")
+    if prompt_ids is not None and len(prompt_ids) != len(groups):
+        raise UserError(f"{len(prompt_ids)} prompt ids came with {len(groups)} groups of clips")
+    return known
 
 
 def _known_clip(rows: dict[int, Any], clip_id: int) -> Any:

@@ -184,9 +184,10 @@ def main() -> None:
         if isinstance(found, str):
             print(f"{start} {found} | | | | | |", flush=True)
             continue
+        gib = "not measured" if math.isnan(found["gib"]) else f"{found['gib']:.1f}"
         print(
             f"{start} {found['seconds']:.3f} ({found['least']:.3f} to {found['most']:.3f}) | {found['tokens']:,.0f} "
-            f"| {found['useful'] / 1e12:,.3f} | {share(found['mfu'])} | {share(found['hfu'])} | {found['gib']:.1f} |",
+            f"| {found['useful'] / 1e12:,.3f} | {share(found['mfu'])} | {share(found['hfu'])} | {gib} |",
             flush=True,
         )
 

@@ -211,7 +211,7 @@ class FoundationalReward(VisionLanguageReward):
         seen, grid = self.look(frames)
         states, ids, _ = self.read(seen, grid, frames.shape[2], fps, prompts)
         found = {name: self.state_at(states, ids, name) for name in self.dimensions}
-        values = [self.heads[name](state) for name, state in found.items()]
+        out = [self.heads[name](state) for name, state in found.items()]
         if self.settings.uncertainty:
-            values.append(self.spread(torch.stack(list(found.values())).mean(0)))
-        return torch.cat(values, dim=1), {}
+            out.append(self.spread(torch.stack(list(found.values())).mean(0)))
+        return torch.cat(out, dim=1), {}

@@ -10,7 +10,7 @@ Source: RewardDance, 2509.08826, sec. 3.2 (the comparison, its instruction, answ
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -257,7 +257,7 @@ class GenerativeReward(VisionLanguageReward):
         if self.compares:
             clips, rates = clips + list(reference.split(1)), rates * 2  # type: ignore[union-attr]
         seen = self.see(clips, rates)
-        orders = [lambda i: (i,)]
+        orders: list[Callable[[int], tuple[int, ...]]] = [lambda i: (i,)]
         if self.compares:
             orders = [lambda i: (count + i, i), lambda i: (i, count + i)]
         asked = [

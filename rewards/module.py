@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from reelhf.errors import UserError
 from reelhf.progress import silence_transformers
 from rewards.base import FrameSelection, RewardScores
 from rewards.card import model_card
+from rewards.inputs import checked_fps, checked_prompts
 from rewards.lora import LoraSettings, add_lora, base_state, is_base_weight
 from rewards.preprocess import clamp_straight_through
 from rewards.recipes import PixelRecipe
@@ -110,23 +110,15 @@ class RewardModule(nn.Module, ABC):
         return FrameSelection(None)
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        if self.reads_prompt:
-            for number, prompt in enumerate(prompts, 1):
-                if not prompt.strip():
-                    raise UserError(
-                        f"prompt {number} of {len(prompts)} is empty; expected what the clip was to show"
-                    )
-        limit = self.settings.max_text_tokens
-        encoded = encode_texts(self.tokenizer, prompts, max_tokens=None)
-        longest = max(range(len(encoded)), key=lambda i: len(encoded[i]), default=None)
-        if self.reads_prompt and longest is not None and len(encoded[longest]) > limit:
-            what = f"prompt {longest + 1} of {len(prompts)} has {len(encoded[longest])} tokens, max_text_tokens is {limit}"
-            if self.settings.long_prompts == "refuse":
-                raise UserError(
-                    f"{what}; shorten it, or set long_prompts: cut to score its beginning"
-                )
-            warnings.warn(f"{what}: its beginning is scored", stacklevel=2)
-        return [row[:limit] for row in encoded]
+        if not self.reads_prompt:
+            limit = self.settings.max_text_tokens
+            return encode_texts(self.tokenizer, prompts, max_tokens=limit)
+        return checked_prompts(
+            self.tokenizer,
+            prompts,
+            max_tokens=self.settings.max_text_tokens,
+            refuse_long=self.settings.long_prompts == "refuse",
+        )
 
     def score(
         self,
@@ -303,18 +295,6 @@ class RewardModule(nn.Module, ABC):
         model.card = described.get("training", {})
         model.load_extras(Path(folder))
         return model
-
-
-def checked_fps(fps: Tensor | float | None) -> Tensor:
-    """Frames per second as a float tensor; UserError where they are missing or no rate."""
-    if fps is None:
-        raise UserError(
-            "fps is missing; expected the clip's frames per second: the same frames at another rate are another motion"
-        )
-    rate = torch.as_tensor(fps, dtype=torch.float32)
-    if not (rate.isfinite() & (rate > 0)).all():
-        raise UserError(f"fps is {rate.tolist()}; expected finite numbers above 0")
-    return rate
 
 
 def _bound(value: Tensor) -> float | None:

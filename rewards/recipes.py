@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 from torch import Tensor
 
 from reelhf.config import Config
@@ -17,6 +17,16 @@ PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
 """Where a folder of weights says how its pixels were prepared; the first that is there."""
 KERNELS = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers of the resampling kernels."""
+
+NEEDED = {
+    "area": ("area",),
+    "pixels": ("min_pixels", "max_pixels"),
+    "clip_pixels": ("min_pixels", "max_pixels"),
+    "crop": ("side", "crop"),
+    "square": ("side",),
+    "patches": ("max_patches",),
+}
+"""The numbers that each kind of sizing cannot do without."""
 
 
 class PixelRecipe(Config):
@@ -48,6 +58,15 @@ class PixelRecipe(Config):
     clamp: bool = False
     """Clamp what a bicubic resize overshoots, as a processor does that is given 8-bit pictures; the gradient passes."""
 
+    @model_validator(mode="after")
+    def _has_its_numbers(self) -> PixelRecipe:
+        missing = [name for name in NEEDED[self.sizing] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(
+                f"sizing {self.sizing} without {', '.join(missing)}; expected a number"
+            )
+        return self
+
     def size(self, height: int, width: int, num_frames: int) -> tuple[int, int]:
         """What a frame of a clip is resized to."""
         match self.sizing:
@@ -65,13 +84,15 @@ class PixelRecipe(Config):
             case "crop":
                 return fit_short_side(height, width, side=self.side)
             case "square":
+                assert self.side is not None
                 return self.side, self.side
             case _:
                 return fit_patches(height, width, patch=self.multiple, max_patches=self.max_patches)
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Frames [B, 3, F, H, W] in [0, 1], resized, cropped and normalised; differentiable."""
-        frames = resize(frames, self.size(*frames.shape[-2:], frames.shape[2]), self.kernel)
+        num_frames, height, width = frames.shape[2:]
+        frames = resize(frames, self.size(height, width, num_frames), self.kernel)
         if self.sizing == "crop":
             top, left = (int((side - self.crop) / 2.0) for side in frames.shape[-2:])
             frames = frames[..., top : top + self.crop, left : left + self.crop]

@@ -8,45 +8,24 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reelhf.engine import barrier, init_distributed, is_main, world_size
-from reelhf.errors import UserError
-from rewards.data import Clip, RewardTask, check_dimensions, load_clips, load_tasks
-from rewards.lora import add_lora, base_of, only_deltas_learn
-from rewards.training.answers import load_rationales
+from reelhf.engine import barrier, is_main
+from rewards.data import Clip, RewardTask, load_clips
+from rewards.lora import base_of
 from rewards.training.calibrate import calibrate, held_out_accuracy
-from rewards.training.config import LossConfig, RewardTrainConfig
-from rewards.training.groups import freeze_groups
-from rewards.training.loss import only_ties, tie_widths
-from rewards.training.weights import weighted
+from rewards.training.config import RewardTrainConfig
+from rewards.training.fit import fit
+from rewards.training.lessons import LEARNED_SPLITS, Lessons, read_tasks
 
 if TYPE_CHECKING:
-    from annotation.records import PreferenceData
     from rewards.module import RewardModule
 
 LONGEST_FIRST = ("motion", "foundational", "aesthetic")
 """The order in which models side by side are started."""
-LEARNED_SPLITS = ("train", "validation")
-"""Splits of the preference data that teach a reward; the third, `test`, measures it."""
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """Which verdicts teach a reward."""
-
-    preferences: Path
-    """Folder of preference data (`annotation.export`)."""
-    annotators: Collection[str] | None = None
-    prompt_ids: Collection[str] | None = None
-    """Only these; None means all."""
-    splits: Collection[str] | None = LEARNED_SPLITS
-    """Only rows of these splits; None means all, where the rewards are measured on other prompts altogether."""
 
 
 def train_rewards(
@@ -117,30 +96,6 @@ def _train_one(
     return logs
 
 
-def read_tasks(
-    data: PreferenceData, lessons: Lessons, dimensions: Sequence[str]
-) -> list[RewardTask]:
-    """The tasks that teach a model of these dimensions; UserError when there is nothing to learn."""
-    check_dimensions(data)
-    tasks = load_tasks(
-        data,
-        dimensions=dimensions,
-        splits=lessons.splits,
-        annotators=lessons.annotators,
-        prompt_ids=lessons.prompt_ids,
-    )
-    if not tasks:
-        raise UserError(
-            f"{lessons.preferences} holds no training rows for {', '.join(dimensions)} by these annotators and prompts"
-        )
-    for dimension in dimensions:
-        if only_ties(dimension, tasks):
-            raise UserError(
-                f"every verdict on {dimension} in {lessons.preferences} is a tie; expected some clips to be better than others"
-            )
-    return tasks
-
-
 def _train_member(
     source: Path,
     config: RewardTrainConfig,
@@ -190,101 +145,3 @@ def _train_member(
     }
     shutil.rmtree(checkpoints, ignore_errors=True)
     return model, metrics
-
-
-def prepare(model: RewardModule, config: RewardTrainConfig) -> None:
-    """Freeze, put on deltas and switch on recomputation, as the settings say."""
-    if config.lora is not None:
-        if model.lora is None:
-            add_lora(model, config.lora)
-        only_deltas_learn(model)
-    if config.backbone_lr == 0:
-        freeze_groups(model, ("backbone",))
-    freeze_groups(model, config.frozen)
-    if config.gradient_checkpointing:
-        model.recompute_layers()
-
-
-def check_loss(
-    model: RewardModule, loss: LossConfig, label: str, *, synthetic: float = 0.0
-) -> None:
-    """UserError when a model cannot learn from this loss."""
-    if loss.kind == "gaussian" and not model.settings.uncertainty:
-        raise UserError(
-            f"loss.kind=gaussian trains a spread that the {label} model does not have; set uncertainty: true where its backbone "
-            "is configured, or another loss.kind"
-        )
-    if (loss.kind == "answers") != model.compares:
-        what = "answers, comparing two clips" if model.compares else "scores, not answers"
-        wanted = "answers" if model.compares else "pairs, best_worst or gaussian"
-        raise UserError(
-            f"the {label} model gives {what}; expected loss.kind {wanted}, got {loss.kind} (`own: {{{label}: {{loss: …}}}}` is for it alone)"
-        )
-    if model.compares and synthetic:
-        raise UserError(
-            f"synthetic lessons are pairs of scores; expected synthetic 0 for the {label} model"
-        )
-
-
-def fit(
-    model: RewardModule,
-    tasks: Sequence[RewardTask],
-    clips: dict[str, Clip],
-    config: RewardTrainConfig,
-    *,
-    label: str,
-    held: Sequence[RewardTask] = (),
-    checkpoints: Path | None = None,
-    identity: str = "",
-) -> tuple[RewardModule, list[dict[str, float]]]:
-    """Train one model with transformers' Trainer; returns it, whole on every process, and its log, one row per step.
-
-    Args:
-        held: tasks that decide when to stop and which weights to keep (`evaluate_every`).
-        checkpoints: folder of the checkpoints, from whose newest it goes on; None keeps none.
-        identity: hash of what it learns from, so that it never goes on from another training's.
-    """
-    import tempfile
-
-    from rewards.training.deepspeed import gather_readouts, whole_model
-    from rewards.training.resume import open_checkpoints
-    from rewards.training.trainer import TaskDataset, reward_trainer_class, training_arguments
-
-    if world_size() > 1 and config.zero_stage is None:
-        raise UserError(
-            f"{world_size()} processes were launched and zero_stage is unset; expected 1, 2 or 3, or one process"
-        )
-    if config.zero_stage is not None:
-        init_distributed()
-    check_loss(model, config.loss, label, synthetic=config.synthetic)
-    model.requires_grad_(True)
-    model.train()
-    prepare(model, config)
-    width = tie_widths(model.dimensions, tasks)
-    if not isinstance(config.loss.ties, str):
-        width.fill_(config.loss.ties)
-    with tempfile.TemporaryDirectory() as scratch, model.learning_ties(width, config.loss.ties):
-        newest = None if checkpoints is None else open_checkpoints(checkpoints, identity)
-        twin = None if config.zero_stage is None else copy.deepcopy(model)
-        if config.zero_stage == 3:
-            gather_readouts(model)
-        trainer = reward_trainer_class()(
-            model=model,
-            args=training_arguments(
-                config,
-                checkpoints or Path(scratch),
-                has_held_out=bool(held) and checkpoints is not None,
-            ),
-            train_dataset=TaskDataset(weighted(tasks, config.loss)),
-            eval_dataset=TaskDataset(held),
-            data_collator=list,
-            config=config,
-            clips=clips,
-            label=label,
-            tie_width=width,
-            rationales=load_rationales(config.loss.rationales) if config.loss.rationales else {},
-        )
-        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
-        if twin is not None:
-            model = whole_model(trainer, twin)
-    return model, trainer.metrics

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,9 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from annotation import claims
 from annotation.api.server import bind
 from annotation.commands import tunnel_line
-from annotation.records import read_preferences
+from annotation.records import Choice, Verdict, read_preferences
+from annotation.store import Store
 from reelhf.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,3 +145,48 @@ def test_serve_demo_prints_a_link_that_signs_in(source, tmp_path, capsys):
         watchdog.cancel()
         process.kill()
         process.wait()
+
+
+def test_known_tasks_experts_and_flags_from_the_command_line(source, tmp_path, capsys, clip_files):
+    folder = tmp_path / "project"
+    project = ["--project", str(folder)]
+    main(["annotate", "quickstart", str(source), "--out", str(folder)])
+    clips = [{"path": str(path), "model": "m"} for path in clip_files[4:6]]
+    row = {"prompt": "a known thing", "clips": clips, "answers": {"motion_quality": {"best": 0}}}
+    known = tmp_path / "known.jsonl"
+    known.write_text(json.dumps(row) + "\n")
+    main(["annotate", "tasks", "known", str(known), *project, "--dry-run"])
+    assert "1 tasks for gold would be made" in capsys.readouterr().out
+    main(["annotate", "tasks", "known", str(known), *project, "--purpose", "exam"])
+    assert "1 new tasks for exam" in capsys.readouterr().out
+    main(["annotate", "user", "add", "eve", *project, "--expert"])
+    with Store.open(folder) as store:
+        eve = store.find_user("eve")
+        task = claims.claim(store, eve, lease_seconds=60)
+        assert (task.purpose, task.prompt) == ("exam", "a known thing")
+        verdict = Verdict(tuple(Choice(d, 0, 1) for d in task.dimensions))
+        claims.submit(store, eve, task.presentation, "key-0123", verdict)
+        with store.write() as connection:  # passed, whichever was best
+            connection.exec_driver_sql("UPDATE task SET state = 'removed' WHERE purpose = 'exam'")
+        task = claims.claim(store, eve, lease_seconds=60)
+        claims.flag(store, eve, task.presentation, "unsafe", "look")
+    capsys.readouterr()
+    main(["annotate", "flags", str(folder)])
+    said = capsys.readouterr().out
+    assert "flag: unsafe: look" in said
+    number = said.partition("task ")[2].partition(" ")[0]
+    main(["annotate", "flags", str(folder), "--decide", f"{number}=reopen", "--by", "eve"])
+    assert "0 tasks wait for a decision" in capsys.readouterr().out
+
+    row["answers"]["motion_quality"]["best"] = 2
+    known.write_text(json.dumps(row) + "\n")
+    for words, message in (
+        (["tasks", "known", str(known), *project], "line 1: motion_quality: best is 2"),
+        (["flags", str(folder), "--decide", "nine"], "expected TASK=reopen or TASK=remove"),
+        (["flags", str(folder), "--decide", "1=burn"], "decision 'burn' is not one of"),
+        (["flags", str(folder), "--decide", "1=remove", "--by", "x"], "no user named 'x'"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["annotate", *words])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err

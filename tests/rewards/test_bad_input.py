@@ -14,7 +14,7 @@ from torch import Tensor
 from annotation.records import read_preferences
 from reelhf.errors import UserError
 from rewards.data import UNREADABLE, load_clips, load_tasks
-from rewards.evaluate import evaluate_rewards
+from rewards.evaluation.held_out import evaluate_rewards
 from rewards.generative import GenerativeConfig, GenerativeReward
 from rewards.module import RewardModule
 from rewards.tokens import train_tokenizer

@@ -16,8 +16,9 @@ from rewards import load_reward
 from rewards.commands import app
 from rewards.lora import LoraSettings, add_lora, merge_lora, merge_reward
 from rewards.module import RewardModule
-from rewards.train import prepare, train_rewards
+from rewards.train import train_rewards
 from rewards.training.config import RewardTrainConfig
+from rewards.training.fit import prepare
 
 FOLDERS = {"qwen3_vl": "foundational", "vjepa2": "motion", "siglip": "aesthetic"}
 LORA = LoraSettings(rank=4, alpha=8)

@@ -240,3 +240,10 @@ def test_frames_are_taken_at_fixed_seconds_whatever_the_rate() -> None:
     drawn = {tuple(fixed_rate_frames(48, 24.0, rate=2.0, generator=draws).tolist()) for _ in "abc"}
     assert len(drawn) == 3
     assert all(list(d) == sorted(set(d)) and d[-1] < 48 for d in drawn)
+
+
+def test_a_recipe_without_its_numbers_names_them() -> None:
+    with pytest.raises(ValueError, match="sizing crop without side; expected a number"):
+        PixelRecipe(
+            sizing="crop", kernel="bilinear", mean=(0, 0, 0), std=(1, 1, 1), crop=32, area=1024
+        )

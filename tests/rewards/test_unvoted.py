@@ -79,10 +79,15 @@ def test_clips_learn_to_beat_themselves_spoiled() -> None:
     right = [row["synthetic_accuracy"] for row in metrics]
     assert sum(right[-8:]) / 8 > 0.8
     assert sum(right[-8:]) > sum(right[:8])
-    assert (
-        "synthetic_accuracy"
-        not in train.fit(model, tasks[:4], clips, RewardTrainConfig(epochs=1), label="motion")[0]
-    )
+
+
+def test_lessons_without_votes_stand_beside_the_verdicts_or_are_off() -> None:
+    tasks, clips = moving_tasks()
+    for synthetic in (0.0, 0.5):
+        model = MotionReward(MOTION, tiny_models()["motion"].tokenizer)
+        config = RewardTrainConfig(synthetic=synthetic, epochs=1)
+        _, (row,) = train.fit(model, tasks[:4], clips, config, label="motion")
+        assert ("synthetic_accuracy" in row) == (synthetic > 0)
 
 
 def test_an_invalid_clip_teaches_nothing() -> None:

@@ -18,7 +18,7 @@ from annotation.migrations.append_only import (
     make_update_trigger,
 )
 
-revision = "0003"
+revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None

@@ -12,8 +12,8 @@ from annotation.migrations.append_only import (
     let_notes_be_emptied,
 )
 
-revision = "0005"
-down_revision = "0004"
+revision = "0004"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
