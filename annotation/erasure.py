@@ -95,6 +95,7 @@ def purge_user(
         connection.execute(delete(t.draft).where(t.draft.c.presentation_id.in_(shown)))
         for table in (t.judgment, t.skip, t.flag, t.ruling):  # a note may say who wrote it
             _empty_notes(connection, table, table.c.account_id == account.id)
+        _forget_as_it_came(connection, t.judgment.c.account_id == account.id)
         detail = {"withdrawn": withdraw, "judgments": number, **_names(found)}
         _bury(store, connection, "user", account.pseudonym, reason, withdraw, detail, actor)
     return found
@@ -176,6 +177,7 @@ def redact_note(
         if connection.execute(select(t.judgment.c.id).where(mine)).first() is None:
             raise UserError(f"there is no judgment {judgment_id}")
         _empty_notes(connection, t.judgment, mine)
+        _forget_as_it_came(connection, mine)
         _bury(store, connection, "note", found.subject, reason, False, {}, actor)
     return found
 
@@ -232,6 +234,12 @@ def _keys_of_clip(connection: Connection, clip: sa.Row[Any]) -> list[str]:
 
 def _empty_notes(connection: Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> None:
     connection.execute(update(table).where(where, table.c.note != "").values(note=""))
+
+
+def _forget_as_it_came(connection: Connection, where: sa.ColumnElement[bool]) -> None:
+    """What Label Studio sent for these judgments holds their notes a second time."""
+    pulled, judgments = t.label_studio_annotation, select(t.judgment.c.id).where(where)
+    connection.execute(update(pulled).where(pulled.c.judgment_id.in_(judgments)).values(body=None))
 
 
 def _bury(

@@ -36,6 +36,21 @@ def every_value(store) -> str:
         )
 
 
+def came_from_label_studio(store, judgment: int):
+    """As if this judgment had been pulled: its note is kept there too."""
+    task = {"uid": "u1", "server": "http://ls", "project": 1, "task_id": 1, "pushed_ms": 0}
+    order = {"clip_order": [], "dimension_order": [], "guideline_version": "v"}
+    body = [{"from_name": "note", "value": {"text": ["phone of Jo"]}}]
+    row = {"uid": "u1", "their_id": 1, "updated_at": "now", "state": "stored", "reason": ""}
+    with store.write() as connection:
+        connection.execute(sa.insert(schema.label_studio_task).values(**task, **order))
+        connection.execute(
+            sa.insert(schema.label_studio_annotation).values(
+                **row, judgment_id=judgment, body=body, seen_ms=0
+            )
+        )
+
+
 @pytest.fixture
 def judged(new_project):
     store = new_project(tasks=3, need=2, annotators=1)
@@ -50,6 +65,7 @@ JO = "Jo Doe <jo@example.com>"
 
 def test_a_purged_person_is_named_nowhere_and_their_judgments_stay(judged):
     pseudonym = judged.find_user(JO).pseudonym
+    came_from_label_studio(judged, judgment=4)
     assert "jo@example.com" in every_value(judged)
     dry = erasure.purge_user(judged, JO, reason="asked", dry_run=True)
     assert "jo@example.com" in every_value(judged), "a dry run erases nothing"
@@ -58,6 +74,7 @@ def test_a_purged_person_is_named_nowhere_and_their_judgments_stay(judged):
     left = every_value(judged)
     assert "jo@example.com" not in left
     assert "call me" not in left
+    assert "phone of Jo" not in left
     assert (found.subject, found.judgments) == (pseudonym, 3)
     assert judged.counts()["judgments"] == 6
     assert judged.find_user(JO) is None
@@ -112,6 +129,7 @@ def test_a_purged_clip_is_gone_from_disk_and_from_pairs_and_what_holds_it_is_nam
 
 def test_a_note_can_be_emptied_and_never_rewritten(judged):
     judgment = 4
+    came_from_label_studio(judged, judgment)
     erasure.redact_note(judged, judgment, reason="a phone number")
     with judged.read() as connection:
         notes = dict(
@@ -119,6 +137,7 @@ def test_a_note_can_be_emptied_and_never_rewritten(judged):
         )
     assert notes[judgment] == ""
     assert notes[5] == "call me, Jo"
+    assert "phone of Jo" not in every_value(judged)
     for values in ({"note": "other"}, {"note": "", "seconds": 1.0}, {"seconds": 1.0}):
         change = sa.update(schema.judgment).where(schema.judgment.c.id == 5).values(values)
         with (
