@@ -10,9 +10,18 @@ from annotation.api.errors import ERROR_ANSWERS
 from annotation.api.gate import Gate
 from annotation.api.site import Site
 from annotation.config import AnnotateConfig
+from annotation.label_studio import webhook
 from annotation.store import Store
 
-ROUTERS = (sign_in.router, oidc.router, work.router, admin.router, quality.router, media.router)
+ROUTERS = (
+    sign_in.router,
+    oidc.router,
+    work.router,
+    admin.router,
+    quality.router,
+    media.router,
+    webhook.router,
+)
 OWN_PATHS = frozenset(
     route.path_regex for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)
 )
@@ -41,9 +50,8 @@ def create_app(store: Store, config: AnnotateConfig | None = None, *, page: bool
         from annotation.app import mount
         from annotation.quality.page import mount as mount_quality
 
-        # first: the other page takes every path that is left
         mount_quality(app, store, site.config)
-        mount(app, site.config)
+        mount(app, site.config)  # last: it takes every path that is left
     else:
         app.add_api_route("/", no_page)
     app.add_middleware(
