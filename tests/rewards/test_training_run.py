@@ -279,6 +279,6 @@ def test_every_model_trains_under_zero_3_in_bfloat16(root: Path, tmp_path: Path)
 def test_several_processes_without_zero_are_refused(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("rewards.training.fit.world_size", lambda: 2)
     with pytest.raises(UserError, match="2 processes were launched and zero_stage is unset"):
         run(root, tmp_path)
