@@ -375,9 +375,11 @@ def baseline(folder: Path, port: int) -> dict:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and the children it waited for."""
+    """Of the server and its worker processes, user and system."""
     parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, parts[11:15])) / os.sysconf("SC_CLK_TCK")
+    own = (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return own + sum(cpu_seconds(int(child)) for child in children)
 
 
 def audit(folder: Path, crowd: list[Annotator]) -> dict[str, int]:
