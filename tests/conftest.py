@@ -50,12 +50,6 @@ def pytest_configure(config: pytest.Config) -> None:
 CACHE = pytest.StashKey[str]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first: at the end they would keep one worker busy and the other idle."""
-    first = ("e2e", "rlhf")
-    items.sort(key=lambda item: not any(folder in item.path.parts for folder in first))
-
-
 def pytest_unconfigure(config: pytest.Config) -> None:
     if CACHE in config.stash:
         shutil.rmtree(config.stash[CACHE], ignore_errors=True)
