@@ -8,11 +8,14 @@ elsewhere the very same packed sequences are padded here, so the packing is the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
+"""Older versions of torch have no such kernel."""
 FLASH_HEAD_DIMS = 8
 """Flash kernels want a head's channels in multiples of this, and at most `FLASH_MAX_HEAD_DIM`."""
 FLASH_MAX_HEAD_DIM = 256
@@ -56,6 +59,7 @@ def has_flash(x: Tensor) -> bool:
     """Whether a flash kernel takes such a tensor [N, heads, d] here."""
     return (
         x.is_cuda
+        and HAS_VARLEN
         and x.dtype in (torch.bfloat16, torch.float16)
         and x.shape[-1] % FLASH_HEAD_DIMS == 0
         and x.shape[-1] <= FLASH_MAX_HEAD_DIM

@@ -84,7 +84,7 @@ def score_tasks(
     values = torch.full((len(flat), len(model.dimensions)), float("nan"), device=device)
     std: Tensor | None = None
     groups = group_by_shape([clips[sha] for sha, _ in flat])
-    for rows, frames, fps in groups + groups[:1] * _missing_calls(len(groups)):
+    for rows, frames, fps in groups + groups[:1] * _missing_calls(len(groups), device):
         selection = model.select(frames.shape[2], float(fps[0]), generator)
         if shift and generator is not None:
             frames = shift_clips(frames, shift, generator)
@@ -102,7 +102,7 @@ def score_tasks(
     return TaskScores(values, std, starts)
 
 
-def _missing_calls(calls: int) -> int:
+def _missing_calls(calls: int, device: torch.device) -> int:
     """How many forward calls another process makes more: ZeRO-3 waits forever for a rank that makes fewer.
 
     A group that is scored again overwrites its rows with the same values, so it counts once.
@@ -111,7 +111,7 @@ def _missing_calls(calls: int) -> int:
 
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return 0
-    most = torch.tensor(calls)
+    most = torch.tensor(calls, device=device)  # NCCL reduces nothing that lies on a CPU
     distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
     return int(most) - calls
 

@@ -142,6 +142,8 @@ def test_clips_live_in_a_bucket_that_speaks_s3(tmp_path, clip_files, monkeypatch
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         httpx.put(f"http://{host}:{port}/labels", trust_env=False)
         write_and_read_elsewhere(tmp_path, clip_files, "s3://labels/team")
+        listed = httpx.get(f"http://{host}:{port}/labels", trust_env=False).text
+        assert listed.count("<Key>team/clips/") == 4
     finally:
         server.stop()
 
