@@ -494,17 +494,18 @@ _extended = (
 
 def media_key(store: Store, account: Account, token: str) -> str:
     """Where the file behind a media token lies. Raises NotFound unless it was shown to this annotator (or they administer)."""
-    with store.read() as connection:
-        row = connection.execute(
-            select(t.media.c.storage_key, t.presentation.c.account_id)
-            .join(t.presentation, t.presentation.c.id == t.media.c.presentation_id)
-            .where(t.media.c.token == token)
-        ).first()
+    with store.glance() as connection:
+        row = connection.execute(_media_key, {"token": token}).first()
     if row is None or (row.account_id != account.id and account.role != "admin"):
         raise NotFound("no such clip")
     return str(row.storage_key)
 
 
+_media_key = (
+    select(t.media.c.storage_key, t.presentation.c.account_id)
+    .join(t.presentation, t.presentation.c.id == t.media.c.presentation_id)
+    .where(t.media.c.token == sa.bindparam("token"))
+)
 _my_work = (
     t.judgment.c.account_id == sa.bindparam("me"),
     t.judgment.c.revision == 0,
