@@ -203,9 +203,7 @@ def main() -> None:
         with Store.open(folder) as store:
             judge_beforehand(store, options.judged)
         print("sent", json.dumps(statements(folder)), flush=True)
-        database_pid = None
-        if cluster is not None:
-            database_pid = int((cluster.folder / "data" / "postmaster.pid").read_text().split()[0])
+        database_pid = cluster and cluster.pid()
         with served(folder, 1) as (port, pid):
             found = asyncio.run(cost(port, pid, database_pid, signed_in))
     print("milliseconds per request: CPU of each process, and wall")
