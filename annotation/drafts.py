@@ -7,9 +7,10 @@ from typing import Any
 from sqlalchemy import Insert, bindparam, select
 
 from annotation import schema as t
+from annotation.accounts import Account
 from annotation.database import DIALECTS
 from annotation.refusals import NotFound, Refused
-from annotation.store import Account, Store
+from annotation.store import Store
 
 MAX_DRAFT = 20_000
 """Characters."""

@@ -9,8 +9,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, insert, select, update
 
 from annotation import schema as t
+from annotation.accounts import Account
 from annotation.refusals import NotFound, Refused
-from annotation.store import Account, Store
+from annotation.store import Store
 from annotation.verdicts import check_note
 
 FLAGS_TO_HOLD = {"unsafe": 1, "broken": 1, "ambiguous_prompt": 2}
