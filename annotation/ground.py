@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from typing import Any, Self
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, insert, select
@@ -30,12 +30,6 @@ class Ground:
 
     def close(self) -> None:
         self.database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def write(self) -> AbstractContextManager[Connection]:
         """One write transaction; commits at the end, rolls back on any error."""

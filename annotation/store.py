@@ -73,6 +73,12 @@ class Store(Accounts, Tasks):
             raise
         return store
 
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def counts(self) -> dict[str, int]:
         """Rows that say how far the project is: prompts, clips, tasks, open tasks, judgments (human and simulated), skips.
 
