@@ -27,6 +27,8 @@ class Ground:
         self.media = files.folder
         self._now = now
         self.guideline: Guideline = load_guideline()
+        self._wordings: dict[str, Guideline] = {}
+        """Of earlier versions, which never change."""
 
     def close(self) -> None:
         self.database.close()
@@ -77,6 +79,8 @@ class Ground:
         """The wording of a version that was shown here; the present one where it was not kept."""
         if version == self.guideline.version:
             return self.guideline
+        if version in self._wordings:
+            return self._wordings[version]
         with self.read() as connection:
             texts = connection.execute(_wording, {"version": version}).scalar()
         if texts is None:  # shown before wordings were kept
@@ -85,7 +89,8 @@ class Ground:
             name: Question(**{**q, "applies_to": tuple(q["applies_to"])})
             for name, q in texts["questions"].items()
         }
-        return Guideline(version, questions, texts["guide"])
+        self._wordings[version] = Guideline(version, questions, texts["guide"])
+        return self._wordings[version]
 
 
 _wording = select(t.guideline.c.questions).where(t.guideline.c.version == sa.bindparam("version"))
