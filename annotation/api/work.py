@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 
-from annotation import claims, drafts, flags
-from annotation.api.site import JsonBody, SignedIn, Site, TheSite
+from annotation import claims, drafts
+from annotation.api.site import JsonBody, SignedIn, Site, TheSite, whole
 from annotation.records import TaskView
-from annotation.refusals import NotFound, Refused
 from annotation.verdicts import parse_verdict
 
 TOTAL_SECONDS = 60.0
@@ -118,22 +116,6 @@ def flag(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
     return {"flagged": True}
 
 
-@router.get("/api/flagged")
-def flagged(site: TheSite, account: SignedIn) -> dict[str, Any]:
-    """The tasks that wait for a decision, for those who may decide."""
-    with site.store.read() as connection:
-        if not flags.may_decide(connection, account):
-            raise NotFound("no such list")
-    return {"tasks": [held.to_json() for held in flags.held_tasks(site.store)]}
-
-
-@router.post("/api/decide")
-def decide(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
-    task_id, decision = whole(raw, "task_id") or 0, str(raw.get("decision", ""))
-    flags.decide(site.store, account, task_id, decision, str(raw.get("note") or ""))
-    return {"decided": True}
-
-
 @router.post("/api/heartbeat")
 def heartbeat(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
     alive = claims.heartbeat(
@@ -154,11 +136,3 @@ def save_draft(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any
 @router.get("/api/draft")
 def load_draft(presentation: str, site: TheSite, account: SignedIn) -> dict[str, Any]:
     return {"draft": drafts.load_draft(site.store, account, presentation)}
-
-
-def whole(raw: Mapping[str, Any], name: str) -> int | None:
-    """A whole number that may be left out. Raises Refused if it is something else."""
-    value = raw.get(name)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise Refused([f"{name} is a whole number or null"])

@@ -253,6 +253,21 @@
       this.changed();
     }
 
+    // What a key does to the clips; undefined if nothing.
+    command({ code }) {
+      return {
+        Digit0: () => this.seek(0),
+        Numpad0: () => this.seek(0),
+        KeyZ: () => this.zoomNext(),
+        KeyL: () => this.setLoop(!this.loop),
+        Minus: () => this.faster(-1),
+        Equal: () => this.faster(1),
+        Space: () => this.toggle(),
+        Comma: () => this.step(-1),
+        Period: () => this.step(1),
+      }[code];
+    }
+
     paint(at) {
       if (!this.buttons) return;
       const seconds = at ?? this.videos[0]?.currentTime ?? 0;
