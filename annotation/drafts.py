@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, insert, select, update
+from typing import Any
+
+from sqlalchemy import Insert, bindparam, select
 
 from annotation import schema as t
+from annotation.database import DIALECTS
 from annotation.refusals import NotFound, Refused
 from annotation.store import Account, Store
 
@@ -21,17 +24,28 @@ def save_draft(store: Store, account: Account, presentation: str, body: str) -> 
     if len(body) > MAX_DRAFT:
         raise Refused([f"the draft has {len(body)} characters; at most {MAX_DRAFT}"])
     now = store.now_ms()
+    values = {"token": presentation, "me": account.id, "text": body, "now": now}
     with store.write() as connection:
-        shown = connection.execute(_owned, {"token": presentation, "me": account.id}).scalar()
-        if shown is None:
+        if connection.execute(_kept[connection.dialect.name], values).rowcount == 0:
             raise NotFound("no such presentation")
-        values = {"body": body, "saved_ms": now}
-        changed = connection.execute(
-            update(t.draft).where(t.draft.c.presentation_id == shown).values(**values)
-        )
-        if changed.rowcount == 0:
-            connection.execute(insert(t.draft).values(presentation_id=shown, **values))
     return now
+
+
+def _upsert(dialect: Any) -> Insert:
+    """Keeps a text for a showing of annotator `me`, in the place of an earlier one."""
+    row = _owned.add_columns(
+        bindparam("text", type_=t.draft.c.body.type),
+        bindparam("now", type_=t.draft.c.saved_ms.type),
+    )
+    added = dialect.insert(t.draft).from_select(["presentation_id", "body", "saved_ms"], row)
+    kept: Insert = added.on_conflict_do_update(
+        index_elements=[t.draft.c.presentation_id],
+        set_={"body": added.excluded.body, "saved_ms": added.excluded.saved_ms},
+    )
+    return kept
+
+
+_kept = {name: _upsert(dialect) for name, dialect in DIALECTS.items()}
 
 
 def load_draft(store: Store, account: Account, presentation: str) -> str | None:

@@ -176,6 +176,10 @@ class Store:
         """One consistent read."""
         return self.database.read()
 
+    def glance(self) -> AbstractContextManager[Connection]:
+        """A single statement that reads."""
+        return self.database.glance()
+
     def now_ms(self) -> int:
         return int(self._now() * 1000)
 

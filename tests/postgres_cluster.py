@@ -58,6 +58,10 @@ class Cluster:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def pid(self) -> int:
+        """Of the server's first process, the parent of the others."""
+        return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+
     def url(self, database: str = USER) -> str:
         return f"postgresql://{USER}@/{database}?host={self.folder}"
 

@@ -13,14 +13,14 @@ from annotation.config import AnnotateConfig
 from annotation.label_studio import webhook
 from annotation.store import Store
 
-ROUTERS = (
+ROUTERS = (  # what is asked most comes first: a request is held against them in this order
+    work.router,
+    media.router,
     sign_in.router,
     oidc.router,
-    work.router,
     flags.router,
     admin.router,
     quality.router,
-    media.router,
     webhook.router,
 )
 OWN_PATHS = frozenset(

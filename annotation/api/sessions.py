@@ -51,7 +51,7 @@ class Sessions:
         if (known := self.remembered(token)) is not None:
             return known
         hashed, now = _hash(token), self._store.now_ms()
-        with self._store.read() as connection:
+        with self._store.glance() as connection:
             row = connection.execute(_find_session, {"hash": hashed, "now": now}).first()
         if row is None:
             self._remembered.pop(hashed, None)
