@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from annotation import schema as t
+from annotation.drafts import drop_draft
 from annotation.exams import ExamResult, Graded, finish_exam, grade
 from annotation.flags import FLAGS_TO_HOLD, hold_if_reported
 from annotation.history import choices_of, is_latest, last_judged
@@ -216,6 +217,7 @@ def submit(
             if replaced is None and not row.surplus and shown.purpose == "work":
                 _count_judgment(connection, shown)
             _end_lease(connection, shown.task_id, account.id)
+            drop_draft(connection, shown.id)
         _settle_conflict(connection, shown, adjudicate=routing.adjudicate)
         exam = None
         if shown.purpose == "exam":
@@ -461,6 +463,7 @@ def _pass_on(
             )
         hold_if_reported(connection, shown.task_id)
         _end_lease(connection, shown.task_id, account.id)
+        drop_draft(connection, shown.id)
 
 
 def heartbeat(store: Store, account: Account, presentation: str, *, lease_seconds: float) -> bool:

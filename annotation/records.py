@@ -181,6 +181,8 @@ class TaskView:
     """`work`, `practice`, `exam` or `adjudication`; a hidden gold task or re-test is shown as `work`."""
     opinions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Only when adjudicating: dimension -> what the annotators said, nameless, in this showing's order of clips."""
+    draft: str | None = None
+    """What the page last saved of this showing's answers, if they are half-finished."""
 
     @property
     def num_clips(self) -> int:

@@ -128,6 +128,7 @@ def seen(
         kind=material["kind"],
         purpose="work" if row["purpose"] in SHOWN_AS_WORK else row["purpose"],
         opinions=_opinions(connection, row) if adjudicated else {},
+        draft=row.get("draft"),
     )
 
 
@@ -140,9 +141,11 @@ _shown = (
         t.task.c.shown_frames,
         t.prompt.c.text,
         t.prompt.c.language,
+        t.draft.c.body.label("draft"),
     )
     .join(t.task, t.task.c.id == t.presentation.c.task_id)
     .join(t.prompt, t.prompt.c.prompt_id == t.task.c.prompt_id)
+    .outerjoin(t.draft, t.draft.c.presentation_id == t.presentation.c.id)
     .where(t.presentation.c.id == sa.bindparam("presentation"))
 )
 _media = select(t.media.c.token, t.media.c.position).where(

@@ -131,8 +131,3 @@ def heartbeat(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]
 def save_draft(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
     presentation, body = str(raw.get("presentation", "")), str(raw.get("draft") or "")
     return {"saved_ms": drafts.save_draft(site.store, account, presentation, body)}
-
-
-@router.get("/api/draft")
-def load_draft(presentation: str, site: TheSite, account: SignedIn) -> dict[str, Any]:
-    return {"draft": drafts.load_draft(site.store, account, presentation)}

@@ -63,11 +63,13 @@
   const draftName = () => `${task.presentation}${revising ? `:${revising.judgment_id}` : ""}`;
   const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(18)), (b) => b.toString(16).padStart(2, "0")).join("");
 
-  function saveDraft() {
-    if (!task) return;
+  function draft() {
     const { rows, active, clip } = answers;
-    const draft = { rows, active, clip, note, key: task.key, watched: player.watched };
-    drafts.save(draftName(), task.presentation, draft);
+    return { rows, active, clip, note, key: task.key, watched: player.watched };
+  }
+
+  function saveDraft() {
+    if (task) drafts.save(draftName(), task.presentation, draft());
   }
 
   async function nextTask() {
@@ -84,15 +86,15 @@
     player.stop();
     Object.assign(body(), { state: task ? "work" : "done", mode: "", purpose: task?.purpose || "", kind: task?.kind || "" });
     if (!task) return;
-    const draft = drafts.load(draftName(), task.draft);
+    const begun = drafts.load(draftName(), task.draft);
     answers = new Answers(task, say, label);
-    if (draft) answers.restore(draft.rows, draft.active, draft.clip);
+    if (begun) answers.restore(begun.rows, begun.active, begun.clip);
     else if (verdict) answers.restore(Answers.fromVerdict(task, verdict));
-    note = draft?.note ?? verdict?.note ?? "";
-    task.key = draft?.key || randomKey();
+    note = begun?.note ?? verdict?.note ?? "";
+    task.key = begun?.key || randomKey();
     shownAt = performance.now();
     Object.assign(body(), { k: task.clips.length, dims: task.dimensions.length });
-    player.show(task, draft?.watched ?? verdict?.watched_seconds);
+    player.show(task, begun?.watched ?? verdict?.watched_seconds);
     heartbeat = setInterval(beat, Math.max(5, task.lease_seconds / 3) * 1000);
   }
 
@@ -257,7 +259,7 @@
       const { reopened } = await call("/api/back", { before: revising?.root ?? null });
       if (!reopened) status = say("nothing_back");
       else {
-        saveDraft();
+        if (task) drafts.keep(draftName(), draft());
         revising = { judgment_id: reopened.judgment_id, root: reopened.root };
         status = "";
         show(reopened.task, reopened.verdict);
@@ -658,7 +660,7 @@
     });
     window.addEventListener("resize", fit);
     window.addEventListener("pagehide", () => {
-      saveDraft();
+      if (task) drafts.keep(draftName(), draft());
       drafts.flush(true);
     });
     setInterval(async () => {

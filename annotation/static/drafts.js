@@ -11,17 +11,24 @@
       Object.assign(this, { send, now, timer: null, unsent: null, since: 0, newest: 0 });
     }
 
+    // What was changed.
     save(name, presentation, draft) {
       this.newest = Math.max(this.now(), this.newest + 1); // whatever the clocks say, it follows what it was made of
-      const kept = { ...draft, at: this.newest };
-      write(`draft:${name}`, kept);
-      const old = keys("draft:").map((k) => [read(k)?.at || 0, k]).sort((a, b) => b[0] - a[0]).slice(MAX_DRAFTS);
-      old.forEach(([, k]) => remove(k));
+      const kept = this.keep(name, draft);
       if (this.unsent?.name !== name) this.flush();
       if (!this.unsent) this.since = Date.now();
       this.unsent = { name, presentation, text: JSON.stringify({ ...kept, name }) };
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.flush(), Math.max(0, Math.min(QUIET_MS, this.since + LONGEST_MS - Date.now())));
+    }
+
+    // Here alone and no newer than before, so that another computer's changes still win.
+    keep(name, draft) {
+      const kept = { ...draft, at: this.newest };
+      write(`draft:${name}`, kept);
+      const old = keys("draft:").map((k) => [read(k)?.at || 0, k]).sort((a, b) => b[0] - a[0]).slice(MAX_DRAFTS);
+      old.forEach(([, k]) => remove(k));
+      return kept;
     }
 
     // The newer one of what this browser and the server know.

@@ -66,12 +66,10 @@ def test_another_annotators_task_cannot_be_answered_skipped_kept_drafted_or_watc
     ):
         answer = client.post(path, json=sent, headers=theirs)
         assert (answer.status_code, answer.json()["detail"]) == (404, "no such presentation"), path
-    stolen = client.get("/api/draft", params={"presentation": task["presentation"]}, headers=theirs)
-    assert stolen.status_code == 404
     for clip in task["clips"]:
         assert client.get(clip["url"], headers=theirs).status_code == 404
-    kept = client.get("/api/draft", params={"presentation": task["presentation"]}, headers=mine)
-    assert kept.json() == {"draft": "mine"}
+    again = client.post("/api/claim", json={}, headers=mine).json()["task"]
+    assert (again["presentation"], again["draft"]) == (task["presentation"], "mine")
     assert (store.counts()["judgments"], store.counts()["skips"]) == (0, 0)
 
 
