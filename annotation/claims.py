@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from annotation import schema as t
+from annotation.accounts import Account
 from annotation.drafts import drop_draft
 from annotation.exams import ExamResult, Graded, finish_exam, grade
 from annotation.flags import FLAGS_TO_HOLD, hold_if_reported
@@ -29,7 +30,7 @@ from annotation.routing import (
 )
 from annotation.rules import check_answers, settle
 from annotation.showing import draw, keep, own_presentation, seen, view
-from annotation.store import Account, Store
+from annotation.store import Store
 from annotation.verdicts import check_note
 
 SKIP_REASONS = ("broken_clip", "unclear_prompt", "offensive", "cannot_tell", "other")

@@ -20,8 +20,9 @@ from reelhf.errors import UserError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from annotation.accounts import Account
     from annotation.quickstart import Plan
-    from annotation.store import Account, Store
+from annotation.store import Store
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Clips become tasks, tasks become judgments."

@@ -88,7 +88,10 @@ class Database:
 
     @contextmanager
     def together(self, connection: Connection) -> Iterator[None]:
-        """Statements in here go to PostgreSQL in one journey. Nothing may be asked of their results; all have run at the end."""
+        """Statements in here go to PostgreSQL in one journey; all have run at the end.
+
+        Nothing may be asked of their results, nor may SQLAlchemy ask: an insert that would fetch its new id says `inline()`.
+        """
         if self.is_sqlite:
             yield
             return

@@ -11,9 +11,10 @@ from sqlalchemy import Connection, bindparam, delete, select
 from sqlalchemy.sql.dml import ReturningInsert
 
 from annotation import schema as t
+from annotation.accounts import Account
 from annotation.database import DIALECTS
 from annotation.refusals import NotFound, Refused
-from annotation.store import Account, Store
+from annotation.store import Store
 
 MAX_DRAFT = 20_000
 """Characters."""

@@ -61,8 +61,8 @@ def first_unanswered(purpose: str, attempt: int | sa.BindParameter[int]) -> sa.S
     return (
         select(t.task.c.id)
         .where(
-            t.task.c.purpose == purpose,
-            t.task.c.state == "open",
+            t.task.c.purpose == t.word(purpose),
+            t.task.c.state == t.word("open"),
             ~select(t.judgment.c.id)
             .where(
                 t.judgment.c.task_id == t.task.c.id,
@@ -103,7 +103,8 @@ def exam_state(
 
 def exam_required() -> sa.ColumnElement[bool]:
     """Condition: the project has exam tasks."""
-    return select(t.task.c.id).where(t.task.c.purpose == "exam", t.task.c.state == "open").exists()
+    asked = (t.task.c.purpose == t.word("exam"), t.task.c.state == t.word("open"))
+    return select(t.task.c.id).where(*asked).exists()
 
 
 def finish_exam(

@@ -10,9 +10,10 @@ from sqlalchemy import Connection, insert, select, update
 
 from annotation import audit
 from annotation import schema as t
+from annotation.accounts import Account
 from annotation.records import LETTERS
 from annotation.refusals import NotFound, Refused
-from annotation.store import Account, Store
+from annotation.store import Store
 from annotation.verdicts import check_note
 
 FLAGS_TO_HOLD = {"unsafe": 1, "broken": 1, "ambiguous_prompt": 2}

@@ -207,7 +207,12 @@ def _allowed() -> sa.ColumnElement[bool]:
     return sa.and_(sa.or_(~t.task.c.experts_only, _expert), member)
 
 
-OPEN_TO_ME = (t.task.c.state == "open", t.task.c.purpose == "work", _allowed(), *_untouched())
+OPEN_TO_ME = (
+    t.task.c.state == t.word("open"),
+    t.task.c.purpose == t.word("work"),
+    _allowed(),
+    *_untouched(),
+)
 """Conditions of the tasks that annotator `me` (`expert`, `admin`) could still be given, whoever else holds them now."""
 
 
@@ -243,7 +248,11 @@ MATERIAL = (  # of a task, all that a showing needs: one row per clip
 )
 _still_open = MATERIAL.where(*_open_now())
 
-_STATE_OF = {"retest": "done", "adjudication": "conflict"}
+_state_when_held = sa.case(
+    (t.presentation.c.purpose == t.word("retest"), t.word("done")),
+    (t.presentation.c.purpose == t.word("adjudication"), t.word("conflict")),
+    else_=t.word("open"),
+)
 _standing = select(
     select(t.lease.c.presentation_id)
     .join(t.task, t.task.c.id == t.lease.c.task_id)
@@ -251,7 +260,7 @@ _standing = select(
     .where(
         t.lease.c.account_id == _me,
         t.lease.c.expires_ms > _now,
-        t.task.c.state == sa.case(_STATE_OF, value=t.presentation.c.purpose, else_="open"),
+        t.task.c.state == _state_when_held,
     )
     .limit(1)
     .scalar_subquery()

@@ -12,12 +12,13 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row, insert, select
 
 from annotation import schema as t
+from annotation.accounts import Account
 from annotation.database import DIALECTS
 from annotation.history import choices_of, is_latest
 from annotation.records import LETTERS, ClipView, Guideline, TaskView
 from annotation.refusals import NotFound
 from annotation.routing import MATERIAL, Assignment
-from annotation.store import Account, Store
+from annotation.store import Store
 
 SHOWN_AS_WORK = ("gold", "retest")
 """An annotator must not know these from real work."""

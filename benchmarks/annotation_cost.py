@@ -15,11 +15,10 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy import event
 
 from annotation import claims
 from annotation import schema as t
@@ -34,6 +33,7 @@ from benchmarks.annotation_load import (
     make_project,
     served,
 )
+from tests.annotation.annotation_cases import counted
 from tests.postgres_cluster import Cluster
 
 ROUNDS = 3
@@ -105,29 +105,6 @@ def judge_beforehand(store: Store, number: int) -> None:
             isolation_level="AUTOCOMMIT"
         ) as connection:
             connection.exec_driver_sql("vacuum analyze")
-
-
-@contextlib.contextmanager
-def counted(store: Store) -> Iterator[Counter[str]]:
-    """Counts statements and transactions."""
-    seen: Counter[str] = Counter()
-
-    def statement(*_: object) -> None:
-        seen["statements"] += 1
-
-    def begin(_: object) -> None:
-        seen["transactions"] += 1
-
-    engines = (store.database.engine, store.database.read_engine)
-    for engine in engines:
-        event.listen(engine, "before_cursor_execute", statement)
-        event.listen(engine, "begin", begin)
-    try:
-        yield seen
-    finally:
-        for engine in engines:
-            event.remove(engine, "before_cursor_execute", statement)
-            event.remove(engine, "begin", begin)
 
 
 def statements(folder: Path) -> dict[str, dict[str, int]]:

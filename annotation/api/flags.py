@@ -8,10 +8,10 @@ from fastapi import APIRouter
 from fastapi.responses import RedirectResponse, Response
 
 from annotation import flags
+from annotation.accounts import Account
 from annotation.api.media import check_link, send_file
 from annotation.api.site import JsonBody, SignedIn, Site, TheSite, whole
 from annotation.refusals import NotFound
-from annotation.store import Account
 
 router = APIRouter()
 

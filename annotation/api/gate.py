@@ -14,12 +14,12 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from annotation.accounts import Account
 from annotation.api.errors import unavailable
 from annotation.api.policy import Rule, has_rank, rule_for
 from annotation.api.sessions import COOKIE, Sessions
 from annotation.api.tokens import Tokens
 from annotation.database import Busy
-from annotation.store import Account
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (

@@ -13,13 +13,14 @@ from fastapi import Depends, HTTPException, Request
 from sqlalchemy import delete, insert, select
 
 from annotation import schema as t
+from annotation.accounts import Account
 from annotation.api.sessions import Sessions
 from annotation.api.signing import Signer, site_key
 from annotation.api.throttle import LoginThrottle
 from annotation.api.tokens import Tokens
 from annotation.config import AnnotateConfig
 from annotation.refusals import Refused
-from annotation.store import Account, Store
+from annotation.store import Store
 
 MAX_BODY_BYTES = 64 * 1024
 LINK_HOURS = 24
@@ -84,7 +85,7 @@ class Site:
             found = connection.execute(
                 select(t.account).where(t.account.c.id == row.account_id)
             ).one()
-        return Account(found.id, found.name, found.role, found.pseudonym, found.simulated)
+        return Account.of(found)
 
 
 # Each is `async` only because FastAPI would send a plain function to a thread.
