@@ -50,7 +50,16 @@ class Page:
         """What changes with the task, in the order in which the script returns it."""
         part = self.parts
         of_rows = [component for column in zip(*self.rows, strict=True) for component in column]
-        names = ("veto_text", "confirm_text", "worse", "feedback", "note", "status", "done")
+        names = (
+            "veto_text",
+            "confirm_text",
+            "worse",
+            "feedback",
+            "note",
+            "status",
+            "done",
+            "guidelines",
+        )
         last = [part[name] for name in names]
         return [part["prompt"], self.top["progress"], *self.heads, *of_rows, *last]
 
@@ -67,7 +76,7 @@ class Page:
             "cancel_flag",
             "go_on",
         )
-        names += ("back", "flag_button", "skip_button", "submit", "keys", "guidelines")
+        names += ("back", "flag_button", "skip_button", "submit", "keys")
         others = [row[3] for row in self.rows]
         last = [part[name] for name in ("skip", "flag", "note", "prompt")]
         return [*bar, *(part[name] for name in names), *others, *last]

@@ -42,7 +42,8 @@ def draw(
     material = clips[0]._mapping
     rng = random.SystemRandom()
     rng.shuffle(clips)
-    dimensions = asked_dimensions(store.guideline, material)
+    guideline = store.guideline_of(material["project_guideline"])
+    dimensions = asked_dimensions(guideline, material)
     rng.shuffle(dimensions)
     keys = [clip.shown_key for clip in clips] + [material["first_frame_key"]]
     row = {
@@ -51,7 +52,7 @@ def draw(
         "account_id": account_id,
         "clip_order": [clip.clip_id for clip in clips],
         "dimension_order": dimensions,
-        "guideline_version": store.guideline.version,
+        "guideline_version": guideline.version,
         "purpose": chosen.purpose,
         "repeat": chosen.repeat,
         "shown_ms": now,

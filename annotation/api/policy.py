@@ -31,7 +31,7 @@ RULES = (
     _rule(r"/oidc/(start|callback)", public=True),
     _rule(r"/media/task/[\w-]+/\d+", public=True),  # the signature is
     _rule(r"/webhooks/label-studio", public=True),  # the secret header is
-    _rule(r"/api/(me|progress)", scope="read"),
+    _rule(r"/api/(me|progress|guide)", scope="read"),
     _rule(r"/api/(claim|submit|back|skip|flag|heartbeat|draft)", scope="judge"),
     # experts and whoever is more than an annotator: annotation.flags
     _rule(r"/api/(flagged|decide)"),

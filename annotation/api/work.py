@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from annotation import claims, drafts
 from annotation.api.site import JsonBody, SignedIn, Site, TheSite, whole
 from annotation.records import TaskView
+from annotation.showing import own_presentation
 from annotation.verdicts import parse_verdict
 
 TOTAL_SECONDS = 60.0
@@ -31,7 +32,16 @@ def me(request: Request, site: TheSite, account: SignedIn) -> dict[str, Any]:
         "must_watch": site.config.must_watch,
         "confirm_pairs": site.config.confirm_pairs,
         "guide": dict(site.store.guideline.guide),
+        "guideline_version": site.store.guideline.version,
     }
+
+
+@router.get("/api/guide")
+def guide(presentation: str, site: TheSite, account: SignedIn) -> dict[str, Any]:
+    """How to judge a task that was shown to this annotator, in the version it was shown with."""
+    with site.store.read() as connection:
+        shown = own_presentation(connection, account, presentation)
+    return {"guide": dict(site.store.guideline_of(shown.guideline_version).guide)}
 
 
 @router.get("/api/progress")

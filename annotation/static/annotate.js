@@ -24,6 +24,7 @@
   let outbox = null;
   let revising = null; // {judgment_id, root} while an older answer is changed
   let feedback = "";
+  const guides = {}; // version -> language -> Markdown
   let sending = ""; // the key of the answer this page waits for
 
   const body = () => document.body.dataset;
@@ -75,6 +76,7 @@
   async function nextTask() {
     const told = await call("/api/claim", {});
     progress = await call("/api/progress");
+    if (told.task) await readGuide(told.task);
     revising = null;
     nothing = told.reason;
     show(told.task);
@@ -260,6 +262,7 @@
       if (!reopened) status = say("nothing_back");
       else {
         if (task) drafts.keep(draftName(), draft());
+        await readGuide(reopened.task);
         revising = { judgment_id: reopened.judgment_id, root: reopened.root };
         status = "";
         show(reopened.task, reopened.verdict);
@@ -347,6 +350,19 @@
     return answers.toConfirm().flatMap((i, n) => (answers.rows[i].confirmed === false ? [String(n + 1)] : []));
   }
 
+  // How to judge the task at hand: each project asks by its own version.
+  function guideText() {
+    const guide = guides[task?.guideline_version ?? me.guideline_version] || {};
+    return guide[site.language()] ?? guide.en ?? "";
+  }
+
+  async function readGuide({ guideline_version: version, presentation }) {
+    if (guides[version]) return;
+    try {
+      guides[version] = (await call(`/api/guide?presentation=${presentation}`)).guide;
+    } catch { /* the next task of this version asks again */ }
+  }
+
   function doneText() {
     if (task) return "";
     const judged = progress?.judged || 0;
@@ -375,6 +391,7 @@
       note,
       status,
       doneText(),
+      guideText(),
     ];
   }
 
@@ -384,12 +401,10 @@
     const reasons = (name, list) => update({ choices: list.map((r) => [say(`${name}_${r}`), r]), label: say(`${name}_why`) });
     const others = update({ choices: [[say("tie"), "tie"], [say("cannot_judge"), "cannot_judge"]] });
     player.translate();
-    const guide = me.guide[site.language()] ?? me.guide.en ?? "";
     return [
       say(site.isDark() ? "light" : "dark"),
       ...["language", "guide_button", "help_button", "to_flagged", "sign_out", "another", "no_pair", "confirm_yes"].map((name) => say(name)),
       ...["cancel", "cancel", "cancel", "go_on", "back", "flag", "skip", "submit", "keys"].map((name) => say(name)),
-      guide,
       ...Array.from({ length: ROWS }, () => others),
       reasons("skip", me.skip_reasons),
       reasons("flag", me.flags),
@@ -646,6 +661,7 @@
   async function start(numView, numWords) {
     me = await site.start();
     body().role = me.role;
+    guides[me.guideline_version] = me.guide;
     outbox = new Outbox(me.id, (sent) => call("/api/submit", sent), told);
     await outbox.flush(); // what an earlier page could not send goes before anything new
     if (!task) await nextTask();

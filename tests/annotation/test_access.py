@@ -68,7 +68,7 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/api/draft",
         "/media/{token}",
     ),
-    "annotator, token read": ("/api/me", "/api/progress"),
+    "annotator, token read": ("/api/me", "/api/progress", "/api/guide"),
     "reviewer, token read": ("/api/counts", "/api/quality"),
     "reviewer": ("/quality", "/flags"),
     "admin": ("/api/users",),
