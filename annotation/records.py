@@ -249,8 +249,8 @@ class Verdict:
     note: str = ""
     seconds: float | None = None
     """Time from showing to submitting as the annotator's side measured it."""
-    watched_seconds: tuple[float, ...] = ()
-    """Play time per clip in the order shown, if known."""
+    watched_seconds: tuple[float | None, ...] = ()
+    """Play time per clip in the order shown, if known; None of a clip that does not play in that browser."""
     language: str = "en"
     """In which the questions were read."""
 

@@ -92,6 +92,7 @@ def submit(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
         verdict,
         revises=whole(raw, "revises"),
         routing=site.config.routing,
+        must_watch=site.config.must_watch,
     )
     return asdict(receipt)
 

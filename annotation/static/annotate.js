@@ -143,7 +143,7 @@
         choices: answers.payload(),
         note,
         seconds: (performance.now() - shownAt) / 1000,
-        watched_seconds: player.watched.map((s) => Math.round(s * 10) / 10),
+        watched_seconds: player.watchedSeconds(),
         language: site.language(),
       },
     });

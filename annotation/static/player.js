@@ -144,6 +144,11 @@
         .map(([, i]) => this.view.clips[i].letter);
     }
 
+    // As the server asks for it: null of a clip that does not play.
+    watchedSeconds() {
+      return this.videos.map((video, i) => (video.error ? null : Math.round(this.watched[i] * 10) / 10));
+    }
+
     play() {
       if (!this.videos.length) return;
       this.playing = true;

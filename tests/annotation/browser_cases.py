@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 
 import torch
 
-from annotation.config import AnnotateConfig
 from reelhf.video import write_video
 from tests.annotation.annotation_cases import PASSWORD
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 PATIENCE_MS = 90_000  # the other tests may keep every core busy
 SECONDS, FPS = 2.0, 8.0
-UNWATCHED = AnnotateConfig(must_watch=0)
 XSS = '<img src=x onerror="window.hacked=1"> A red ball & <b>nothing</b> else'
 
 

@@ -17,6 +17,7 @@ from annotation.store import Store
 from tests.annotation.annotation_cases import (
     PASSWORD,
     SMALL,
+    UNWATCHED,
     Person,
     plain_verdict,
     rows,
@@ -27,7 +28,6 @@ from tests.annotation.browser_cases import (
     FPS,
     PATIENCE_MS,
     SECONDS,
-    UNWATCHED,
     XSS,
     addresses,
     label,

@@ -13,8 +13,8 @@ from annotation.api.server import running_server
 from annotation.drafts import MAX_DRAFT, save_draft
 from annotation.refusals import NotFound, Refused
 from annotation.store import Store
-from tests.annotation.annotation_cases import LEASE, Person, rows
-from tests.annotation.browser_cases import PATIENCE_MS, UNWATCHED, press, sign_in, wait_for_text
+from tests.annotation.annotation_cases import LEASE, UNWATCHED, Person, rows
+from tests.annotation.browser_cases import PATIENCE_MS, press, sign_in, wait_for_text
 
 
 def test_a_draft_comes_back_with_its_task_to_its_author_alone(new_project):

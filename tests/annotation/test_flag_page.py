@@ -9,8 +9,8 @@ from annotation import audit, claims, flags, schema
 from annotation.api.app import create_app
 from annotation.api.server import running_server
 from annotation.store import Store
-from tests.annotation.annotation_cases import PASSWORD, Person, rows, state_of
-from tests.annotation.browser_cases import PATIENCE_MS, UNWATCHED, XSS, press, wait_for_text
+from tests.annotation.annotation_cases import PASSWORD, UNWATCHED, Person, rows, state_of
+from tests.annotation.browser_cases import PATIENCE_MS, XSS, press, wait_for_text
 
 NOTE = f"{XSS} | **clip B** [look](http://evil.example) $x$"
 

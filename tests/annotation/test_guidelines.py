@@ -16,8 +16,8 @@ from annotation.records import load_guideline, read_preferences
 from annotation.store import Store
 from reelhf.cli import main
 from reelhf.errors import UserError
-from tests.annotation.annotation_cases import SMALL, Person, rows
-from tests.annotation.browser_cases import UNWATCHED, press, sign_in, wait_for_text
+from tests.annotation.annotation_cases import SMALL, UNWATCHED, Person, rows
+from tests.annotation.browser_cases import press, sign_in, wait_for_text
 
 
 def test_question_texts_cannot_change_under_one_version(tmp_path):
