@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from annotation import schema as t
 from annotation.accounts import Account
+from annotation.drafts import drop_draft
 from annotation.exams import ExamResult, Graded, finish_exam, grade
 from annotation.flags import FLAGS_TO_HOLD, hold_if_reported
 from annotation.history import choices_of, is_latest, last_judged
@@ -31,6 +32,7 @@ from annotation.rules import check_answers, settle
 from annotation.showing import draw, keep, own_presentation, seen, view
 from annotation.store import Store
 from annotation.verdicts import check_note
+from annotation.watching import unwatched
 
 SKIP_REASONS = ("broken_clip", "unclear_prompt", "offensive", "cannot_tell", "other")
 FLAG_KINDS = tuple(FLAGS_TO_HOLD)
@@ -157,11 +159,13 @@ def submit(
     *,
     revises: int | None = None,
     routing: RoutingConfig | None = None,
+    must_watch: float = 0.0,
 ) -> Receipt:
     """Stores a verdict once. The same key and verdict again returns the first receipt.
 
     Args:
         revises: the id of the judgment this one replaces; the older one stays on record.
+        must_watch: fraction of each clip that a person must have watched; what is judged anew was watched before.
     Raises: NotFound (not this annotator's presentation), Refused (the answers break a rule), Conflict (the key was used for
     another verdict, the task was already judged by this annotator, or the judgment was revised meanwhile).
     """
@@ -191,6 +195,9 @@ def submit(
                 raise Conflict("this submission was already stored with other answers")
             return _receipt(stored, shown, verdict)
         replaced = _replaced(earlier, shown, revises)
+        now = store.now_ms()
+        if must_watch and replaced is None and not account.simulated:
+            _require_watched(shown, verdict, must_watch, now)
         judgment = {
             "task_id": shown.task_id,
             "account_id": account.id,
@@ -209,7 +216,7 @@ def submit(
             "seconds": verdict.seconds,
             "watched_seconds": list(verdict.watched_seconds) or None,
             "note": verdict.note,
-            "submitted_ms": store.now_ms(),
+            "submitted_ms": now,
         }
         row = connection.execute(_insert_judgment, judgment).one()
         with store.database.together(connection):
@@ -217,6 +224,7 @@ def submit(
             if replaced is None and not row.surplus and shown.purpose == "work":
                 _count_judgment(connection, shown)
             _end_lease(connection, shown.task_id, account.id)
+            drop_draft(connection, shown.id)
         _settle_conflict(connection, shown, adjudicate=routing.adjudicate)
         exam = None
         if shown.purpose == "exam":
@@ -239,6 +247,8 @@ _showing_locked = (
         t.task.c.need_n,
         t.task.c.num_judgments,
         t.task.c.answers,
+        t.task.c.shown_fps,
+        t.task.c.shown_frames,
     )
     .join(t.task, t.task.c.id == t.presentation.c.task_id)
     .where(
@@ -319,6 +329,18 @@ def _replaced(earlier: Row[Any] | None, shown: Row[Any], revises: int | None) ->
     if shown.purpose in ("practice", "exam"):
         raise Conflict(f"an answer in the {shown.purpose} cannot be changed")
     return earlier
+
+
+def _require_watched(shown: Row[Any], verdict: Verdict, fraction: float, now: int) -> None:
+    problems = unwatched(
+        verdict.watched_seconds,
+        num_clips=len(shown.clip_order),
+        clip_seconds=shown.shown_frames / shown.shown_fps,
+        fraction=fraction,
+        elapsed_seconds=(now - shown.shown_ms) / 1000,
+    )
+    if problems:
+        raise Refused(problems)
 
 
 def _is_surplus(shown: Row[Any]) -> bool:
@@ -462,6 +484,7 @@ def _pass_on(
             )
         hold_if_reported(connection, shown.task_id)
         _end_lease(connection, shown.task_id, account.id)
+        drop_draft(connection, shown.id)
 
 
 def heartbeat(store: Store, account: Account, presentation: str, *, lease_seconds: float) -> bool:

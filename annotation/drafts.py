@@ -1,10 +1,14 @@
-"""Half-finished answers, kept on the server so that another browser can go on with them. Not judgments: the last one wins."""
+"""Half-finished answers, kept on the server so that another browser can go on with them. Not judgments: the last one wins.
+
+A task that is claimed again brings its draft along (`TaskView.draft`).
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Insert, bindparam, select
+from sqlalchemy import Connection, bindparam, delete, select
+from sqlalchemy.sql.dml import ReturningInsert
 
 from annotation import schema as t
 from annotation.accounts import Account
@@ -27,34 +31,31 @@ def save_draft(store: Store, account: Account, presentation: str, body: str) -> 
     now = store.now_ms()
     values = {"token": presentation, "me": account.id, "text": body, "now": now}
     with store.write() as connection:
-        if connection.execute(_kept[connection.dialect.name], values).rowcount == 0:
+        if connection.execute(_kept[connection.dialect.name], values).first() is None:
             raise NotFound("no such presentation")
     return now
 
 
-def _upsert(dialect: Any) -> Insert:
+def _upsert(dialect: Any) -> ReturningInsert[tuple[int]]:
     """Keeps a text for a showing of annotator `me`, in the place of an earlier one."""
     row = _owned.add_columns(
         bindparam("text", type_=t.draft.c.body.type),
         bindparam("now", type_=t.draft.c.saved_ms.type),
     )
     added = dialect.insert(t.draft).from_select(["presentation_id", "body", "saved_ms"], row)
-    kept: Insert = added.on_conflict_do_update(
+    kept: ReturningInsert[tuple[int]] = added.on_conflict_do_update(
         index_elements=[t.draft.c.presentation_id],
         set_={"body": added.excluded.body, "saved_ms": added.excluded.saved_ms},
-    )
+    ).returning(t.draft.c.presentation_id)  # of an insert PostgreSQL's driver tells no row count
     return kept
 
 
 _kept = {name: _upsert(dialect) for name, dialect in DIALECTS.items()}
 
 
-def load_draft(store: Store, account: Account, presentation: str) -> str | None:
-    """What was kept, if anything. Raises NotFound unless the task was shown to this annotator."""
-    with store.read() as connection:
-        shown = connection.execute(_owned, {"token": presentation, "me": account.id}).scalar()
-        if shown is None:
-            raise NotFound("no such presentation")
-        return connection.execute(
-            select(t.draft.c.body).where(t.draft.c.presentation_id == shown)
-        ).scalar()
+def drop_draft(connection: Connection, presentation_id: int) -> None:
+    """Of what was answered, skipped or flagged."""
+    connection.execute(_dropped, {"shown": presentation_id})
+
+
+_dropped = delete(t.draft).where(t.draft.c.presentation_id == bindparam("shown"))

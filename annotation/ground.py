@@ -27,8 +27,7 @@ class Ground:
         self.media = files.folder
         self._now = now
         self.guideline: Guideline = load_guideline()
-        self._wordings: dict[str, Guideline] = {}
-        """Of earlier versions, which never change."""
+        self._wordings: dict[str, Guideline] = {}  # of other versions; none ever changes
 
     def close(self) -> None:
         self.database.close()
@@ -53,31 +52,36 @@ class Ground:
 
     # --- question texts ---
 
-    def remember_guideline(self) -> None:
-        """Keeps the wording of the present version. Raises UserError if that version was shown with another wording."""
-        texts = _texts(self.guideline)
+    def remember_guideline(self, guideline: Guideline | None = None) -> None:
+        """Keeps the wording of a version, by default the present one. Raises UserError if that version has another wording here."""
+        guideline = guideline or self.guideline
+        texts = _texts(guideline)
         with self.read() as connection:
-            known = connection.execute(_wording, {"version": self.guideline.version}).scalar()
+            known = connection.execute(_wording, {"version": guideline.version}).scalar()
         if known == texts:
             return
         if known is not None:
             raise UserError(
-                f"the question texts changed, but their version is still {self.guideline.version!r}; give questions.yaml a new version"
+                f"the question texts changed, but their version is still {guideline.version!r}; give questions.yaml a new version"
             )
-        values = {
-            "version": self.guideline.version,
-            "questions": texts,
-            "created_ms": self.now_ms(),
-        }
+        values = {"version": guideline.version, "questions": texts, "created_ms": self.now_ms()}
         try:
             with self.write() as connection:
                 connection.execute(insert(t.guideline).values(values))
         except sa.exc.IntegrityError:
-            self.remember_guideline()  # another process was quicker
+            self.remember_guideline(guideline)  # another process was quicker
 
-    def guideline_of(self, version: str) -> Guideline:
-        """The wording of a version that was shown here; the present one where it was not kept."""
-        if version == self.guideline.version:
+    def guideline_versions(self) -> list[str]:
+        """Every version whose wording is kept here, oldest first."""
+        oldest_first = (t.guideline.c.created_ms, t.guideline.c.version)
+        with self.read() as connection:
+            return list(
+                connection.execute(select(t.guideline.c.version).order_by(*oldest_first)).scalars()
+            )
+
+    def guideline_of(self, version: str | None) -> Guideline:
+        """The wording of a version that was shown here or that a project asks for; the present one for None and where it was not kept."""
+        if version is None or version == self.guideline.version:
             return self.guideline
         if version in self._wordings:
             return self._wordings[version]

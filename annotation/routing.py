@@ -240,8 +240,10 @@ MATERIAL = (  # of a task, all that a showing needs: one row per clip
         t.prompt.c.language,
         t.task_clip.c.clip_id,
         t.task_clip.c.shown_key,
+        t.project.c.guideline_version.label("project_guideline"),
     )
     .join(t.prompt, t.prompt.c.prompt_id == t.task.c.prompt_id)
+    .join(t.project, t.project.c.id == t.task.c.project_id)
     .join(t.task_clip, t.task_clip.c.task_id == t.task.c.id)
     .where(t.task.c.id == sa.bindparam("task"))
     .order_by(t.task_clip.c.slot)

@@ -42,7 +42,8 @@ def draw(
     material = clips[0]._mapping
     rng = random.SystemRandom()
     rng.shuffle(clips)
-    dimensions = asked_dimensions(store.guideline, material)
+    guideline = store.guideline_of(material["project_guideline"])
+    dimensions = asked_dimensions(guideline, material)
     rng.shuffle(dimensions)
     keys = [clip.shown_key for clip in clips] + [material["first_frame_key"]]
     row = {
@@ -51,7 +52,7 @@ def draw(
         "account_id": account_id,
         "clip_order": [clip.clip_id for clip in clips],
         "dimension_order": dimensions,
-        "guideline_version": store.guideline.version,
+        "guideline_version": guideline.version,
         "purpose": chosen.purpose,
         "repeat": chosen.repeat,
         "shown_ms": now,
@@ -129,6 +130,7 @@ def seen(
         kind=material["kind"],
         purpose="work" if row["purpose"] in SHOWN_AS_WORK else row["purpose"],
         opinions=_opinions(connection, row) if adjudicated else {},
+        draft=row.get("draft"),
     )
 
 
@@ -141,9 +143,11 @@ _shown = (
         t.task.c.shown_frames,
         t.prompt.c.text,
         t.prompt.c.language,
+        t.draft.c.body.label("draft"),
     )
     .join(t.task, t.task.c.id == t.presentation.c.task_id)
     .join(t.prompt, t.prompt.c.prompt_id == t.task.c.prompt_id)
+    .outerjoin(t.draft, t.draft.c.presentation_id == t.presentation.c.id)
     .where(t.presentation.c.id == sa.bindparam("presentation"))
 )
 _media = select(t.media.c.token, t.media.c.position).where(

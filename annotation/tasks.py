@@ -13,7 +13,7 @@ from annotation import schema as t
 from annotation.known import known_answers
 from annotation.library import PER_STATEMENT, Library, chunks
 from annotation.presentation import Measured, PresentationConfig, Shown, copy_tasks
-from annotation.records import KINDS, MAX_CLIPS, MIN_CLIPS, PURPOSES
+from annotation.records import KINDS, MAX_CLIPS, MIN_CLIPS, PURPOSES, Guideline
 from annotation.transcoding import copy_pool
 from reelhf.errors import UserError
 
@@ -57,10 +57,13 @@ class Tasks(Library):
         """
         known = _check_request(groups, need, prompt_ids, kind, purpose, answers)
         clips_of = self._clips_of(groups, kind)
-        stored = [
-            self._stored_answers(index, raw, clips)
-            for index, (raw, clips) in enumerate(zip(known, clips_of, strict=True))
-        ]
+        stored: list[dict[str, dict[str, Any]] | None] = [None] * len(groups)
+        if answers is not None:
+            asked = self._guidelines(clips_of, project)
+            stored = [
+                _stored_answers(index, *each)
+                for index, each in enumerate(zip(known, clips_of, asked, strict=True))
+            ]
         planned = self._copies(clips_of, presentation or PresentationConfig(), engine, label)
         shared = {
             "kind": kind,
@@ -159,16 +162,18 @@ class Tasks(Library):
         )
         return task_id
 
-    def _stored_answers(
-        self, index: int, raw: Mapping[str, Mapping[str, Any]] | None, clips: Sequence[Any]
-    ) -> dict[str, dict[str, Any]] | None:
-        if raw is None:
-            return None
-        dimensions = self.guideline.dimensions(clips[0].task_kind)
-        try:
-            return known_answers(raw, [clip.id for clip in clips], dimensions)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"task {index}: {error}") from error
+    def _guidelines(
+        self, clips_of: Sequence[Sequence[Any]], project: str | None
+    ) -> list[Guideline]:
+        """What the project of each group of clips asks; the present questions in one that is yet to be made."""
+        versions = select(t.project.c.id, t.project.c.guideline_version)
+        with self.read() as connection:
+            if project is not None:
+                row = connection.execute(versions.where(t.project.c.name == project)).first()
+                return [self.guideline_of(row and row.guideline_version)] * len(clips_of)
+            owners = self._owners(connection, [clips[0].id for clips in clips_of])
+            version = dict(connection.execute(versions).tuples().all())
+        return [self.guideline_of(version[owners[clips[0].id]]) for clips in clips_of]
 
     def _measured(self, clip: Any) -> Measured:
         path = self.files.local(clip.storage_key)
@@ -229,6 +234,19 @@ def _check_request(
     if prompt_ids is not None and len(prompt_ids) != len(groups):
         raise UserError(f"{len(prompt_ids)} prompt ids came with {len(groups)} groups of clips")
     return known
+
+
+def _stored_answers(
+    index: int,
+    raw: Mapping[str, Mapping[str, Any]],
+    clips: Sequence[Any],
+    guideline: Guideline,
+) -> dict[str, dict[str, Any]]:
+    dimensions = guideline.dimensions(clips[0].task_kind)
+    try:
+        return known_answers(raw, [clip.id for clip in clips], dimensions)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"task {index}: {error}") from error
 
 
 def _known_clip(rows: dict[int, Any], clip_id: int) -> Any:

@@ -48,7 +48,7 @@ NEVER_SENT = {b"cookie", b"authorization"}
 """Request headers that Gradio copies into some answers, where a script could read the session cookie."""
 
 CLOSED = re.compile(
-    r"^/(quality/)?(gradio_api/)?"
+    r"^/((quality|flags)/)?(gradio_api/)?"
     r"(file|upload|upload_progress|proxy|stream|monitoring|deep_link|reset|component_server|"
     r"process_recording|vibe-|profiling|queue|run|call|api|cancel|dev|hash|custom_component)"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from annotation.api.signing import Signer, site_key
 from annotation.api.throttle import LoginThrottle
 from annotation.api.tokens import Tokens
 from annotation.config import AnnotateConfig
+from annotation.refusals import Refused
 from annotation.store import Store
 
 MAX_BODY_BYTES = 64 * 1024
@@ -122,6 +124,14 @@ async def read_json(request: Request) -> dict[str, Any]:
     if b"\\u" in body and not _storable(raw):
         raise HTTPException(400, "a text holds a NUL or half a character")
     return raw
+
+
+def whole(raw: Mapping[str, Any], name: str) -> int | None:
+    """A whole number that may be left out. Raises Refused if it is something else."""
+    value = raw.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise Refused([f"{name} is a whole number or null"])
 
 
 def _storable(value: object) -> bool:

@@ -15,6 +15,7 @@ from sqlalchemy import event
 
 from annotation import claims, schema
 from annotation.accounts import Account
+from annotation.config import AnnotateConfig
 from annotation.presentation import PresentationConfig
 from annotation.records import Choice, ClipRecord, TaskView, Verdict
 from annotation.routing import RoutingConfig
@@ -22,6 +23,8 @@ from annotation.store import Store
 
 SMALL = PresentationConfig(min_side=32)
 PASSWORD = "correct horse"
+UNWATCHED = AnnotateConfig(must_watch=0)
+"""Served to those who have no eyes."""
 NUM_PROMPTS = 3
 
 

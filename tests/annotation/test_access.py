@@ -55,9 +55,8 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/api/tokens/{token_id}",
         "/api/flagged",  # experts may be annotators; test_flags says who sees the list and decides
         "/api/decide",
+        "/media/held/{task_id}/{position}",
         "/annotate/{name}",
-        "/api/flagged",
-        "/api/decide",
     ),
     "annotator, token judge": (
         "/api/claim",
@@ -69,9 +68,9 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/api/draft",
         "/media/{token}",
     ),
-    "annotator, token read": ("/api/me", "/api/progress"),
+    "annotator, token read": ("/api/me", "/api/progress", "/api/guide"),
     "reviewer, token read": ("/api/counts", "/api/quality"),
-    "reviewer": ("/quality",),
+    "reviewer": ("/quality", "/flags"),
     "admin": ("/api/users",),
 }
 
@@ -97,6 +96,7 @@ def sign_in(client: TestClient, name: str) -> dict[str, str]:
 def filled(path: str) -> str:
     return (
         path.replace("{uid}/{position}", "none/0")
+        .replace("{task_id}/{position}", "99999/0")
         .replace("{token_id}", "99999")
         .replace("{token}", "none")
         .replace("{name}", "a.css")
