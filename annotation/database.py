@@ -23,6 +23,9 @@ from sqlalchemy.pool import NullPool
 from reelhf.errors import UserError
 
 BUSY_SECONDS = 30.0
+STUCK_SECONDS = 0.2
+"""A write's patience once another was turned away for all of its own: one goes on trying, the rest must not hold every thread."""
+CONNECT_SECONDS = 5
 MIGRATION_LOCK = 0x7265656C  # PostgreSQL's advisory locks are numbers
 POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 SQLITE_POOL = {"pool_size": 8, "max_overflow": 16}
@@ -43,6 +46,8 @@ class Database:
     """What messages call it: a file, or an address without its password."""
     busy_seconds: float
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stuck: threading.Event = field(default_factory=threading.Event)
+    """Set from when another program kept SQLite's write lock from us for `busy_seconds` until a write gets it."""
 
     @property
     def is_sqlite(self) -> bool:
@@ -55,11 +60,19 @@ class Database:
             with self.engine.begin() as connection:
                 yield connection
             return
-        if not self._lock.acquire(timeout=self.busy_seconds):  # cheaper than SQLite's busy sleep
-            raise Busy(f"{self.name} was busy for {self.busy_seconds:.0f} s")
+        patience = STUCK_SECONDS if self._stuck.is_set() else self.busy_seconds
+        if not self._lock.acquire(timeout=patience):  # cheaper than SQLite's busy sleep
+            raise Busy(f"{self.name} was busy for {patience:.1f} s")
+        begun = False
         try:
             with self.engine.begin() as connection:
+                begun = True
+                self._stuck.clear()
                 yield connection
+        except sa.exc.OperationalError:
+            if not begun:
+                self._stuck.set()
+            raise
         finally:
             self._lock.release()
 
@@ -166,9 +179,17 @@ def open_postgres(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Database:
         return sa.create_engine(
             parsed,
             hide_parameters=True,  # an error that is logged must not repeat what people wrote
-            connect_args={"connect_timeout": 5, "options": options},
+            connect_args={
+                "options": options,
+                "connect_timeout": CONNECT_SECONDS,
+                "keepalives_idle": 30,  # a machine that vanished says nothing; the kernel would wait for a quarter of an hour
+                "keepalives_interval": CONNECT_SECONDS,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 1000 * CONNECT_SECONDS,
+            },
             pool_timeout=busy_seconds,
             pool_recycle=1800,
+            pool_pre_ping=True,  # 0.03 ms; after a restart nobody meets a connection of the old server
             **POSTGRES_POOL,
             **extra,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,16 +37,6 @@ PATIENCE_MS = 90_000  # the other tests may keep every core busy
 SECONDS, FPS = 2.0, 8.0
 UNWATCHED = AnnotateConfig(must_watch=0)
 XSS = '<img src=x onerror="window.hacked=1"> A red ball & <b>nothing</b> else'
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox"], headless=True
-        )
-        yield running
-        running.close()
 
 
 def moving_clips(folder: Path, number: int, *, shift: int = 24) -> list[Path]:
