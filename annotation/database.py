@@ -14,13 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.pool import NullPool
 
 from reelhf.errors import UserError
+
+if TYPE_CHECKING:
+    from alembic.config import Config as AlembicConfig
 
 BUSY_SECONDS = 30.0
 STUCK_SECONDS = 0.2
@@ -101,14 +104,9 @@ class Database:
         Raises: UserError if a newer version made the database, or the copy cannot be written.
         """
         from alembic import command
-        from alembic.config import Config
-        from alembic.script import ScriptDirectory
 
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        script = ScriptDirectory.from_config(config)
-        head = script.get_current_head()
-        known = {revision.revision for revision in script.walk_revisions()}
+        config = _alembic_config()
+        head, known = known_revisions()
         if (current := self._revision()) == head:
             return
         if current is not None:
@@ -149,6 +147,23 @@ class Database:
             broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
             if broken:
                 raise RuntimeError(f"the migration left rows without their parent: {broken[:3]}")
+
+
+def known_revisions() -> tuple[str | None, frozenset[str]]:
+    """The newest revision of the tables, and every one that can be upgraded to it."""
+    from alembic.script import ScriptDirectory
+
+    script = ScriptDirectory.from_config(_alembic_config())
+    known = frozenset(revision.revision for revision in script.walk_revisions())
+    return script.get_current_head(), known
+
+
+def _alembic_config() -> AlembicConfig:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def open_sqlite(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> Database:
@@ -268,26 +283,34 @@ def _vacuum_into(engine: Engine, path: Path) -> None:
 
 
 def _dump(url: sa.URL, path: Path) -> None:
-    program = postgres_program("pg_dump")
-    if program is None:
-        raise UserError(
-            "copying a PostgreSQL database needs pg_dump: apt-get install postgresql-client"
-        )
-    environment = dict(os.environ)
-    if url.password:  # never on the command line, where every user of the machine could read it
-        environment["PGPASSWORD"] = str(url.password)
-    address = url.set(drivername="postgresql", password=None).render_as_string()
-    done = subprocess.run(
-        [program, "--format=custom", f"--file={path}", f"--dbname={address}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
+    try:
+        postgres_client("pg_dump", "--format=custom", f"--file={path}", database=url)
+    except UserError:
         path.unlink(missing_ok=True)
-        raise UserError(
-            f"pg_dump could not copy the database: {done.stderr.strip().splitlines()[-1]}"
-        )
+        raise
+
+
+def postgres_client(name: str, *arguments: str, database: sa.URL | None = None) -> str:
+    """What a client program of PostgreSQL prints.
+
+    Args:
+        database: which it shall work on.
+    Raises: UserError if it is not installed, or fails.
+    """
+    program = postgres_program(name)
+    if program is None:
+        raise UserError(f"this needs {name}: apt-get install postgresql-client")
+    environment = dict(os.environ)
+    line = [program, *arguments]
+    if database is not None:
+        if database.password:  # never on the command line, where every user of the machine reads it
+            environment["PGPASSWORD"] = str(database.password)
+        address = database.set(drivername="postgresql", password=None).render_as_string()
+        line.append(f"--dbname={address}")
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise UserError(f"{name} failed: {' '.join(done.stderr.split())}")
+    return done.stdout
 
 
 def postgres_program(name: str) -> str | None:
