@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from reelhf.config import Config
 from reelhf.errors import UserError
 from rewards.backbones.language import video_token_types
-from rewards.base import RewardScores
+from rewards.module import HeadsSaid
 from rewards.tokens import answer_ids, encode_texts, pad_right
 from rewards.vision_language import VisionLanguageConfig, VisionLanguageReward
 
@@ -89,7 +89,7 @@ class GenerativeReward(VisionLanguageReward):
     """Qwen2.5-VL or Qwen3-VL that answers yes or no."""
 
     kind: ClassVar[str] = "qwen_vl_generative"
-    readouts: ClassVar[tuple[str, ...]] = ("vocabulary.",)
+    readouts: ClassVar[tuple[str, ...]] = ("vocabulary",)
     config_class: ClassVar[type[Config]] = GenerativeConfig
     settings: GenerativeConfig
 
@@ -136,15 +136,15 @@ class GenerativeReward(VisionLanguageReward):
                 )
         self.references[tuple(self.encode_prompts([prompt])[0])] = frames.cpu()
 
-    def score(
+    def hear(
         self,
         frames: Tensor,
         *,
         prompts: Sequence[Any],
         reference: Tensor | None = None,
         **options: Any,
-    ) -> RewardScores:
-        """See `rewards.base.RewardModel.score`; without `reference`, against the clips that were kept."""
+    ) -> HeadsSaid:
+        """As of any reward; without `reference`, against the clips that were kept."""
         if self.compares and reference is None and self.references:
             if isinstance(prompts[0], str):
                 prompts = self.encode_prompts(prompts)
@@ -156,7 +156,7 @@ class GenerativeReward(VisionLanguageReward):
                     )
             kept = torch.stack([self.references[tuple(prompt)] for prompt in prompts])
             reference = kept.to(frames.device, frames.dtype) / 255
-        return super().score(frames, prompts=prompts, reference=reference, **options)
+        return super().hear(frames, prompts=prompts, reference=reference, **options)
 
     def save_extras(self, folder: Path) -> None:
         """The kept reference clips, as they are."""
@@ -247,7 +247,7 @@ class GenerativeReward(VisionLanguageReward):
         fps: Tensor,
         prompts: list[list[int]],
         reference: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
         count = len(frames)
         if self.compares and reference is None:
             raise UserError(
@@ -268,10 +268,10 @@ class GenerativeReward(VisionLanguageReward):
         ]
         logits = self.yes_minus_no(seen, asked).view(len(orders), count, len(self.dimensions))
         if not self.compares:
-            return logits[0], {}
+            return [logits[0]], {}
         second, first = logits  # as the second clip of the two, and as the first
         flips = ((second > 0) == (first > 0)).float().mean(1)
-        return (second - first) / 2, {"position_flip": flips.detach()}
+        return [(second - first) / 2], {"position_flip": flips.detach()}
 
     def answer_losses(
         self, clips: Sequence[Tensor], fps: Sequence[float], answers: Sequence[Answer]

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from reelhf.engine import init_distributed, world_size
 from reelhf.errors import UserError
 from rewards.data import Clip, RewardTask
+from rewards.heads import set_heads
 from rewards.lora import add_lora, only_deltas_learn
 from rewards.training.answers import load_rationales
+from rewards.training.calibrate import calibrate_heads
 from rewards.training.config import LossConfig, RewardTrainConfig
 from rewards.training.groups import freeze_groups
 from rewards.training.loss import tie_widths
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 
 def prepare(model: RewardModule, config: RewardTrainConfig) -> None:
-    """Freeze, put on deltas and switch on recomputation, as the settings say."""
+    """Draw further heads, freeze, put on deltas and switch on recomputation, as the settings say."""
+    set_heads(model, config.ensemble.heads)
     if config.lora is not None:
         if model.lora is None:
             add_lora(model, config.lora)
@@ -115,4 +118,5 @@ def fit(
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         if twin is not None:
             model = whole_model(trainer, twin)
+    calibrate_heads(model, [*tasks, *held], clips)
     return model, trainer.metrics

@@ -123,8 +123,7 @@ def reward_trainer_class() -> type[Any]:
                     "params": [
                         parameter
                         for name, parameter in self.model.named_parameters()
-                        if name.startswith(self.model.readouts) == readout
-                        and parameter.requires_grad
+                        if self.model.is_readout(name) == readout and parameter.requires_grad
                     ],
                     "lr": lr,
                 }
@@ -186,6 +185,7 @@ def reward_trainer_class() -> type[Any]:
                 config=config,
                 shift=shift,
                 generator=generator,
+                seed=self.reward_config.seed,
             )
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:

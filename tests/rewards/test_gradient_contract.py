@@ -19,6 +19,7 @@ from rewards.aesthetic import AestheticReward
 from rewards.ensemble import EnsembleReward
 from rewards.foundational import FoundationalReward
 from rewards.generative import GenerativeConfig, GenerativeReward
+from rewards.heads import set_heads
 from rewards.lora import LoraSettings, add_lora
 from rewards.module import RewardModule
 from rewards.motion import MotionReward
@@ -33,6 +34,10 @@ HEADS: dict[str, Callable[[], RewardModule]] = {
     "motion_uncertain": lambda: uncertain(MotionReward, MOTION, "motion"),
     "aesthetic_uncertain": lambda: uncertain(AestheticReward, AESTHETIC, "aesthetic"),
     "ensemble": lambda: ensemble(),
+    "foundational_heads": lambda: several_heads(tiny_models()["foundational"]),
+    "motion_heads": lambda: several_heads(tiny_models()["motion"]),
+    "aesthetic_heads": lambda: several_heads(tiny_models()["aesthetic"]),
+    "motion_uncertain_heads": lambda: several_heads(HEADS["motion_uncertain"]()),
     "generative": lambda: generative(),
     "generative_qwen3": lambda: generative(family="qwen3_vl"),
     "generative_single": lambda: generative(asks="single"),
@@ -55,7 +60,17 @@ def generative(**settings: object) -> RewardModule:
     return GenerativeReward(GENERATIVE.model_copy(update=settings), tokenizer).freeze()
 
 
-def ensemble() -> RewardModule:
+def several_heads(model: RewardModule) -> RewardModule:
+    torch.manual_seed(2)
+    set_heads(model, 3)
+    model.head_std.fill_(0.1)
+    if model.settings.uncertainty:
+        for head in model.other_heads:
+            torch.nn.init.normal_(head.spread.weight, std=0.1)
+    return model.freeze()
+
+
+def ensemble() -> EnsembleReward:
     members = [tiny_models(seed)["motion"] for seed in (0, 1)]
     for member in members:
         member.std.fill_(0.1)
