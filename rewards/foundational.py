@@ -21,7 +21,6 @@ from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from reelhf.config import Config
-from rewards.backbones.language import video_token_types
 from rewards.heads import every_head, own_readouts
 from rewards.tokens import pad_right, reward_token
 from rewards.vision_language import VisionLanguageConfig, VisionLanguageReward
@@ -79,7 +78,7 @@ class Observed:
 
 
 class FoundationalReward(VisionLanguageReward):
-    """Qwen2.5-VL or Qwen3-VL with reward tokens: prompt_following and structural_stability."""
+    """Qwen2.5-VL, Qwen3-VL or InternVL with reward tokens: prompt_following and structural_stability."""
 
     kind: ClassVar[str] = "qwen_vl_foundational"
     readouts: ClassVar[tuple[str, ...]] = (
@@ -139,8 +138,7 @@ class FoundationalReward(VisionLanguageReward):
     def look(self, frames: Tensor) -> tuple[Any, tuple[int, int, int]]:
         """The vision tower's output on frames [B, 3, F, H, W] and the grid (t, h, w) of one clip."""
         patches, grid = self.patches(frames)
-        grids = torch.tensor([grid] * len(frames), device=frames.device)
-        return self.backbone.get_video_features(patches, grids, return_dict=True), grid
+        return self.family.look(self.backbone, [patches], [grid] * len(frames)), grid
 
     def see(self, frames: Tensor) -> tuple[Any, tuple[int, int, int], Tensor]:
         """The vision tower on frames [B, 3, F, H, W].
@@ -181,14 +179,8 @@ class FoundationalReward(VisionLanguageReward):
             device=fps.device,
         )
         self.check_context(ids.shape[1])
-        states = self.backbone(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            mm_encoder_outputs={"video": seen},
-            video_grid_thw=torch.tensor([grid] * len(ids), device=ids.device),
-            mm_token_type_ids=video_token_types(ids, self.tokenizer),
-            **self.family.timing(fps, self.temporal),
-        ).last_hidden_state
+        grids = [grid] * len(ids)
+        states = self.family.read(self.backbone, ids, mask, seen, grids, fps, self.tokenizer)
         is_prompt = mask.clone()
         for row, head in zip(is_prompt, heads, strict=True):
             row[: len(head)] = False

@@ -9,7 +9,6 @@ Source: RewardDance, 2509.08826, sec. 3.2 (the comparison, its instruction, answ
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 
 from reelhf.config import Config
 from reelhf.errors import UserError
-from rewards.backbones.language import video_token_types
 from rewards.module import HeadsSaid
 from rewards.tokens import answer_ids, encode_texts, pad_right
 from rewards.vision_language import VisionLanguageConfig, VisionLanguageReward
@@ -86,7 +84,7 @@ class Seen:
 
 
 class GenerativeReward(VisionLanguageReward):
-    """Qwen2.5-VL or Qwen3-VL that answers yes or no."""
+    """Qwen2.5-VL, Qwen3-VL or InternVL that answers yes or no."""
 
     kind: ClassVar[str] = "qwen_vl_generative"
     readouts: ClassVar[tuple[str, ...]] = ("vocabulary",)
@@ -200,10 +198,7 @@ class GenerativeReward(VisionLanguageReward):
         """The vision tower on clips [1, 3, F, H, W] of any size, all at once."""
         made = [self.patches(clip) for clip in clips]
         grids = [grid for _, grid in made]
-        patches = torch.cat([patches for patches, _ in made])
-        features = self.backbone.get_video_features(
-            patches, torch.tensor(grids, device=patches.device), return_dict=True
-        )
+        features = self.family.look(self.backbone, [patches for patches, _ in made], grids)
         return Seen(features, grids, [clip.shape[2] for clip in clips], list(fps))
 
     def states(
@@ -215,15 +210,10 @@ class GenerativeReward(VisionLanguageReward):
         ids, mask = pad_right(rows, self.tokenizer.pad_token_id, device=device)
         self.check_context(ids.shape[1])
         fps = torch.tensor([seen.fps[clip] for clip in order], device=device)
-        out = self.backbone(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            mm_encoder_outputs={"video": _in_order(seen.features, order)},
-            video_grid_thw=torch.tensor([seen.grids[clip] for clip in order], device=device),
-            mm_token_type_ids=video_token_types(ids, self.tokenizer),
-            **self.family.timing(fps, self.temporal),
-        )
-        return out.last_hidden_state, ids, mask
+        shown = self.family.in_order(seen.features, order)
+        grids = [seen.grids[clip] for clip in order]
+        states = self.family.read(self.backbone, ids, mask, shown, grids, fps, self.tokenizer)
+        return states, ids, mask
 
     def output_weight(self) -> Tensor:
         """Of the vocabulary's logits [V, H]: the embeddings' where the two are tied."""
@@ -315,14 +305,3 @@ class GenerativeReward(VisionLanguageReward):
     def encode_text(self, text: str) -> list[int]:
         """Token ids of one prompt, cut as when scoring."""
         return encode_texts(self.tokenizer, [text], max_tokens=self.settings.max_text_tokens)[0]
-
-
-def _in_order(features: Any, order: Sequence[int]) -> Any:
-    """The vision tower's output with the clips in another order, some of them more than once."""
-    out = copy.copy(features)
-    out.pooler_output = tuple(features.pooler_output[i] for i in order)
-    if getattr(features, "deepstack_features", None) is not None:
-        out.deepstack_features = [
-            tuple(layer[i] for i in order) for layer in features.deepstack_features
-        ]
-    return out

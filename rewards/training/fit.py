@@ -77,9 +77,10 @@ def fit(
         checkpoints: folder of the checkpoints, from whose newest it goes on; None keeps none.
         identity: hash of what it learns from, so that it never goes on from another training's.
     """
+    from rewards.training.arguments import training_arguments
     from rewards.training.deepspeed import gather_readouts, whole_model
     from rewards.training.resume import open_checkpoints
-    from rewards.training.trainer import TaskDataset, reward_trainer_class, training_arguments
+    from rewards.training.trainer import RewardTrainer, TaskDataset
 
     if world_size() > 1 and config.zero_stage is None:
         raise UserError(
@@ -99,7 +100,7 @@ def fit(
         twin = None if config.zero_stage is None else copy.deepcopy(model)
         if config.zero_stage == 3:
             gather_readouts(model)
-        trainer = reward_trainer_class()(
+        trainer = RewardTrainer(
             model=model,
             args=training_arguments(
                 config,

@@ -51,6 +51,7 @@ def _encoder(name: str, **options: Any) -> Callable[[Path], None]:
 WRITERS: dict[str, Callable[[Path], None]] = {
     "qwen2_5_vl": _language("qwen2_5_vl"),
     "qwen3_vl": _language("qwen3_vl"),
+    "internvl": _language("internvl"),
     "vjepa2": _encoder(
         "VJEPA2",
         crop_size=32,
@@ -82,7 +83,7 @@ def reward_on(name: str, folder: Path, *, seed: int = 0, **settings: Any) -> Rew
     settings = {"backbone": str(folder), **settings}
     torch.manual_seed(1 + seed)
     model: RewardModule
-    if name in ("qwen2_5_vl", "qwen3_vl"):
+    if name in LANGUAGE:
         tokenizer = load_tokenizer(str(folder), dimensions=FOUNDATIONAL.dimensions)
         model = FoundationalReward(FOUNDATIONAL.model_copy(update=settings), tokenizer)
         if model.settings.reads == "all":
