@@ -83,10 +83,6 @@ class Cluster:
             return None
         return pid
 
-    def pid(self) -> int:
-        """Of the server's first process, the parent of the others."""
-        return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
-
     def url(self, database: str = USER) -> str:
         return f"postgresql://{USER}@/{database}?host={self.folder}"
 
