@@ -41,6 +41,15 @@ pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api")
 
 MAX_DRIFT_SECONDS = 0.05
+"""Of 95 moments in 100. On two cores with a load of 20 to 35 it was 2, 9, 14 and 15 ms."""
+THREE_SECONDS_OF_TIMES = """async () => {
+  const sampled = [];
+  for (let i = 0; i < 60; i++) {
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    sampled.push(window.reelhf.times());
+  }
+  return sampled;
+}"""
 
 
 def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after_a_restart(
@@ -61,16 +70,11 @@ def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after
 
         # The clips play, together.
         page.wait_for_function("window.reelhf.times().every((t) => t > 0.3)")
-        before = page.evaluate("window.reelhf.times()")
-        drifts = []
-        for _ in range(10):
-            page.wait_for_timeout(100)
-            times = page.evaluate("window.reelhf.times()")
-            if all(0.1 < time < SECONDS - 0.2 for time in times):
-                drifts.append(max(times) - min(times))
-        assert page.evaluate("window.reelhf.times()") != before
-        assert drifts
-        assert sorted(drifts)[len(drifts) // 2] < MAX_DRIFT_SECONDS
+        sampled = page.evaluate(THREE_SECONDS_OF_TIMES)
+        playing = [times for times in sampled if all(0.1 < t < SECONDS - 0.2 for t in times)]
+        assert len({times[0] for times in playing}) > 20
+        drifts = sorted(max(times) - min(times) for times in playing)
+        assert drifts[int(0.95 * len(drifts))] < MAX_DRIFT_SECONDS
         durations = page.evaluate(
             "[...document.querySelectorAll('#player video')].map((v) => v.duration)"
         )
