@@ -239,9 +239,14 @@ def backup(
 
     with Store.open(project, create=False) as store:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        path = store.backup(out or project / f"backup-{stamp}.db")
+        kind, where = ("db", "")
+        if not store.database.is_sqlite:
+            kind, where = ("dump", " --database postgresql://user@host/EMPTY-DATABASE")
+        path = store.backup(out or project / f"backup-{stamp}.{kind}")
     typer.echo(f"backup: {path}")
-    typer.echo(f"next: reelhf annotate restore {path} NEW-FOLDER --media {project / 'media'}")
+    typer.echo(
+        f"next: reelhf annotate restore {path} NEW-FOLDER --media {project / 'media'}{where}"
+    )
 
 
 def restore(
@@ -250,11 +255,15 @@ def restore(
     media: Annotated[
         Path | None, typer.Option(help="Media folder to copy; left out, clips are not there")
     ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(help="Empty PostgreSQL database, for a backup from one: postgresql://..."),
+    ] = None,
 ) -> None:
     """Make a project of a backup, in a folder that holds none, and say what is missing."""
-    from annotation.restore import restore_sqlite
+    from annotation import restore as restoring
 
-    found = restore_sqlite(source, project, media)
+    found = restoring.restore(source, project, media, database=database)
     typer.echo(f"project: {project} ({found.tasks} tasks, {found.judgments} judgments)")
     if found.missing:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -34,6 +35,15 @@ def serve(folder: str, dies: str) -> None:
         time.sleep(600)
 
 
+def hold(file: str) -> None:
+    """Takes SQLite's write lock and keeps it until a line comes in."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    print("held", flush=True)
+    sys.stdin.readline()
+    connection.execute("ROLLBACK")
+
+
 def claim_all(folder: str, first: str, number: str, threads: str) -> None:
     """Claims one task for each of `number` accounts, from many threads at once; prints what each got."""
     with Store.open(folder) as store:
@@ -58,4 +68,4 @@ def claim_all(folder: str, first: str, number: str, threads: str) -> None:
 
 
 if __name__ == "__main__":
-    {"serve": serve, "claim_all": claim_all}[sys.argv[1]](*sys.argv[2:])
+    {"serve": serve, "claim_all": claim_all, "hold": hold}[sys.argv[1]](*sys.argv[2:])

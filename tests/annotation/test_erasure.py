@@ -311,7 +311,7 @@ class TestVerbs:
         for source, target, words in (
             (tmp_path / "copy.db", tmp_path / "new", "already holds a project"),
             (damaged, tmp_path / "x", "is damaged"),
-            (tmp_path / "text.db", tmp_path / "y", "no SQLite backup"),
+            (tmp_path / "text.db", tmp_path / "y", "is no backup"),
             (tmp_path / "none.db", tmp_path / "z", "cannot read"),
         ):
             with pytest.raises(SystemExit):
