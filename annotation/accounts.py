@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Row, insert, select
 
+from annotation import audit
 from annotation import schema as t
 from annotation.ground import Ground
 from reelhf.errors import UserError
@@ -43,11 +44,13 @@ class Accounts(Ground):
         role: str = "annotator",
         simulated: bool = False,
         expert: bool = False,
+        by_themselves: bool = False,
     ) -> Account:
         """Adds an account with a random pseudonym. Raises UserError if the name is taken or the password is short.
 
         Args:
             expert: may claim tasks for experts only, and decides about flags and conflicts.
+            by_themselves: someone has signed up, rather than been added on the command line.
         """
         from argon2 import PasswordHasher
 
@@ -58,11 +61,13 @@ class Accounts(Ground):
             raise UserError("a user name has 1 to 80 characters")
         if len(password) < 8:
             raise UserError("a password has at least 8 characters")
+        pseudonym = "annotator-" + secrets.token_hex(4)
+        actor = pseudonym if by_themselves else audit.COMMAND_LINE
         values = {
             "name": name,
             "password_hash": PasswordHasher().hash(password),
             "role": role,
-            "pseudonym": "annotator-" + secrets.token_hex(4),
+            "pseudonym": pseudonym,
             "simulated": simulated,
             "expert": expert,
             "created_ms": self.now_ms(),
@@ -70,11 +75,11 @@ class Accounts(Ground):
         try:
             with self.write() as connection:
                 key = connection.execute(insert(t.account).values(values)).inserted_primary_key
-                self._record(connection, "user add", str(values["pseudonym"]), role=role)
+                self._record(connection, "user add", pseudonym, actor=actor, role=role)
         except sa.exc.IntegrityError as error:
             raise UserError(f"there is already a user named {name!r}") from error
         assert key is not None
-        return Account(key[0], name, role, str(values["pseudonym"]), simulated)
+        return Account(key[0], name, role, pseudonym, simulated)
 
     def set_password(self, name: str, password: str) -> None:
         """Replaces a password and ends that account's sessions."""

@@ -47,8 +47,16 @@ class Ground:
     def now_ms(self) -> int:
         return int(self._now() * 1000)
 
-    def _record(self, connection: Connection, action: str, subject: str, **detail: Any) -> None:
-        audit.record(connection, self.now_ms(), audit.COMMAND_LINE, action, subject, detail)
+    def _record(
+        self,
+        connection: Connection,
+        action: str,
+        subject: str,
+        *,
+        actor: str = audit.COMMAND_LINE,
+        **detail: Any,
+    ) -> None:
+        audit.record(connection, self.now_ms(), actor, action, subject, detail)
 
     # --- question texts ---
 

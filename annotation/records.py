@@ -288,108 +288,101 @@ def split_of(cluster: str, *, salt: str = SPLIT_SALT) -> str:
 
 # --- preference data on disk -----------------------------------------------------------------------------------------
 
-TABLES = ("clips", "judgments", "preferences")
+COLUMNS: dict[str, dict[str, str]] = {  # table -> column -> type; `?` may be null
+    "clips": {
+        "sha256": "text",
+        "uri": "text",  # relative to the folder, or absolute
+        "project": "text",
+        "prompt_id": "text",
+        "prompt": "text",
+        "language": "text",
+        "task_kind": "text",  # t2v | i2v
+        "first_frame_sha256": "text?",
+        "first_frame_uri": "text?",
+        "model": "text",
+        "stage": "text",
+        "checkpoint": "text?",
+        "seed": "integer?",
+        "fps": "number",
+        "num_frames": "integer",
+        "width": "integer",
+        "height": "integer",
+    },
+    "judgments": {
+        "judgment_id": "text",  # one per annotator x task x dimension x pick
+        "task_id": "text",
+        "annotator": "text",  # pseudonym
+        "simulated": "flag",
+        "project": "text",
+        "round": "integer",
+        "prompt_id": "text",
+        "dimension": "text",
+        "kind": "text",  # best_worst | gsb | score
+        "candidates": "texts",  # sha256 in the order shown
+        "pick": "text",  # first: a free pick that was vetoed | final: what was submitted
+        "status": "text",  # ok | tie | cannot_judge | no_valid_pair | vetoed
+        "best": "integer?",  # index into candidates
+        "worst": "integer?",
+        "tie": "flag",
+        "scores": "numbers?",  # kind score: one per candidate
+        "admissible": "flag",
+        "constrained": "flag",
+        "dimension_position": "integer",  # 0 = asked first
+        "surplus": "flag",  # arrived after the asked number of judgments was reached
+        "shown_at": "when?",
+        "submitted_at": "when",
+        "seconds": "number?",
+        "guideline_version": "text",
+        "purpose": "text?",  # work | gold | retest | adjudication
+        "revision": "integer?",  # how often the annotator changed it; the latest is here
+        "confirmed": "flag?",  # "best is not worse than worst elsewhere": their answer
+    },
+    "preferences": {
+        "prompt_id": "text",
+        "prompt": "text",
+        "language": "text",
+        "task_kind": "text",
+        "first_frame_sha256": "text?",
+        "task_id": "text",
+        "round": "integer",
+        "dimension": "text",
+        "clip_a": "text",  # sha256; which of the two is a is random
+        "clip_b": "text",
+        "preference": "integer",  # +1: a, -1: b, 0: tie
+        "kind": "text",  # explicit | implied
+        "weight": "number",
+        "judgment_ids": "texts",
+        "annotator": "text",
+        "simulated": "flag",
+        "admissible": "flag",  # false: may teach this dimension's head, never the composite or DPO
+        "constrained": "flag",
+        "same_stage": "flag",
+        "agreement": "number?",  # fraction of the other judgments of this pair that say the same
+        "split": "text",  # train | validation | test
+    },
+}
+TABLES = tuple(COLUMNS)
 
 
 def preference_schemas() -> dict[str, pa.Schema]:
+    """Table -> its Arrow schema."""
     import pyarrow as pa
 
-    text, integer, number, flag = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-    when = pa.timestamp("ms", tz="UTC")
-
-    def required(name: str, kind: pa.DataType) -> pa.Field:
-        return pa.field(name, kind, nullable=False)
-
+    types = {
+        "text": pa.string(),
+        "texts": pa.list_(pa.string()),
+        "integer": pa.int64(),
+        "number": pa.float64(),
+        "numbers": pa.list_(pa.float64()),
+        "flag": pa.bool_(),
+        "when": pa.timestamp("ms", tz="UTC"),
+    }
     return {
-        "clips": pa.schema(
-            [
-                required("sha256", text),
-                required("uri", text),  # relative to the folder, or absolute
-                required("project", text),
-                required("prompt_id", text),
-                required("prompt", text),
-                required("language", text),
-                required("task_kind", text),  # t2v | i2v
-                pa.field("first_frame_sha256", text),
-                pa.field("first_frame_uri", text),
-                required("model", text),
-                required("stage", text),
-                pa.field("checkpoint", text),
-                pa.field("seed", integer),
-                required("fps", number),
-                required("num_frames", integer),
-                required("width", integer),
-                required("height", integer),
-            ]
-        ),
-        "judgments": pa.schema(
-            [
-                required("judgment_id", text),  # one per annotator x task x dimension x pick
-                required("task_id", text),
-                required("annotator", text),  # pseudonym
-                required("simulated", flag),
-                required("project", text),
-                required("round", integer),
-                required("prompt_id", text),
-                required("dimension", text),
-                required("kind", text),  # best_worst | gsb | score
-                required("candidates", pa.list_(text)),  # sha256 in the order shown
-                required(
-                    "pick", text
-                ),  # first: a free pick that was vetoed | final: what was submitted
-                required("status", text),  # ok | tie | cannot_judge | no_valid_pair | vetoed
-                pa.field("best", integer),  # index into candidates
-                pa.field("worst", integer),
-                required("tie", flag),
-                pa.field("scores", pa.list_(number)),  # kind score: one per candidate
-                required("admissible", flag),
-                required("constrained", flag),
-                required("dimension_position", integer),  # 0 = asked first
-                required(
-                    "surplus", flag
-                ),  # arrived after the asked number of judgments was reached
-                pa.field("shown_at", when),
-                required("submitted_at", when),
-                pa.field("seconds", number),
-                required("guideline_version", text),
-                pa.field("purpose", text),  # work | gold | retest | adjudication
-                pa.field(
-                    "revision", integer
-                ),  # how often the annotator changed it; the latest is here
-                pa.field(
-                    "confirmed", flag
-                ),  # "best is not worse than worst elsewhere": their answer
-            ]
-        ),
-        "preferences": pa.schema(
-            [
-                required("prompt_id", text),
-                required("prompt", text),
-                required("language", text),
-                required("task_kind", text),
-                pa.field("first_frame_sha256", text),
-                required("task_id", text),
-                required("round", integer),
-                required("dimension", text),
-                required("clip_a", text),  # sha256; which of the two is a is random
-                required("clip_b", text),
-                required("preference", integer),  # +1: a, -1: b, 0: tie
-                required("kind", text),  # explicit | implied
-                required("weight", number),
-                required("judgment_ids", pa.list_(text)),
-                required("annotator", text),
-                required("simulated", flag),
-                required(
-                    "admissible", flag
-                ),  # false: may teach this dimension's head, never the composite or DPO
-                required("constrained", flag),
-                required("same_stage", flag),
-                pa.field(
-                    "agreement", number
-                ),  # fraction of the other judgments of this pair that say the same
-                required("split", text),  # train | validation | test
-            ]
-        ),
+        table: pa.schema(
+            pa.field(name, types[kind.rstrip("?")], nullable=kind.endswith("?"))
+            for name, kind in columns.items()
+        )
+        for table, columns in COLUMNS.items()
     }
 
 

@@ -159,7 +159,11 @@ def make_candidates(
 
 
 def strayed(config: CandidatesConfig, prompts: Sequence[str], task: int, slot: int) -> str:
-    """The prompt a clip is made from: the task's, or in `stray_fraction` of the cases one that is much like it."""
+    """The prompt a clip is made from: the task's, or in `stray_fraction` of the cases one that is much like it.
+
+    A word is what stands between spaces. A text without any, such as a Chinese one, is one word, and its strays are drawn at
+    random: comparing characters instead would change which clips the recorded runs of the loop were made of.
+    """
     rng = random.Random(f"strays:{config.seed}/{task}/{slot}")
     own = prompts[task]
     others = sorted(set(prompts) - {own})

@@ -34,12 +34,13 @@ def create_token(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, A
         raise HTTPException(422, "scopes is a list of texts")
     if days is not None and (isinstance(days, bool) or not isinstance(days, int | float)):
         raise HTTPException(422, "days is a number")
-    text, token = site.tokens.create(account, str(raw.get("label", "")), scopes, days=days)
+    label, actor = str(raw.get("label", "")), account.pseudonym
+    text, token = site.tokens.create(account, label, scopes, days=days, actor=actor)
     return {"token": text, **asdict(token)}
 
 
 @router.delete("/api/tokens/{token_id}")
 def revoke_token(token_id: int, site: TheSite, account: SignedIn) -> dict[str, bool]:
-    if not site.tokens.revoke(account, token_id):
+    if not site.tokens.revoke(account, token_id, actor=account.pseudonym):
         raise HTTPException(404, "no such token")
     return {"revoked": True}

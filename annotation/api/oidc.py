@@ -15,6 +15,7 @@ from fastapi.responses import RedirectResponse, Response
 from itsdangerous import BadData, URLSafeTimedSerializer
 from sqlalchemy import insert, select
 
+from annotation import audit
 from annotation import schema as t
 from annotation.accounts import Account
 from annotation.api.sign_in import start_session
@@ -101,12 +102,19 @@ def account_of(store: Store, config: OidcConfig, claims: dict[str, Any]) -> Acco
     # The name alone proves nothing: an account that has it already stays its owner's.
     taken = store.find_user(wanted) is not None
     name = f"{wanted[:60]} {secrets.token_hex(4)}" if taken or not wanted else wanted[:80]
-    account = store.add_user(name, secrets.token_urlsafe(32))
-    link_identity(store, account, issuer, subject)
+    account = store.add_user(name, secrets.token_urlsafe(32), by_themselves=True)
+    link_identity(store, account, issuer, subject, actor=account.pseudonym)
     return account
 
 
-def link_identity(store: Store, account: Account, issuer: str, subject: str) -> None:
+def link_identity(
+    store: Store,
+    account: Account,
+    issuer: str,
+    subject: str,
+    *,
+    actor: str = audit.COMMAND_LINE,
+) -> None:
     """Lets an identity sign in as an account. Raises UserError if it already is someone's."""
     from sqlalchemy.exc import IntegrityError
 
@@ -119,6 +127,14 @@ def link_identity(store: Store, account: Account, issuer: str, subject: str) -> 
                     account_id=account.id,
                     created_ms=store.now_ms(),
                 )
+            )
+            audit.record(
+                connection,
+                store.now_ms(),
+                actor,
+                "user link",
+                account.pseudonym,
+                {"issuer": issuer},
             )
     except IntegrityError as error:
         raise UserError(f"{subject!r} of {issuer} is already linked to an account") from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import insert, or_, select, update
 
+from annotation import audit
 from annotation import schema as t
 from annotation.accounts import Account
 from annotation.store import Store
@@ -41,9 +42,19 @@ class Tokens:
         self._store = store
 
     def create(
-        self, account: Account, label: str, scopes: Collection[str], *, days: float | None = None
+        self,
+        account: Account,
+        label: str,
+        scopes: Collection[str],
+        *,
+        days: float | None = None,
+        actor: str = audit.COMMAND_LINE,
     ) -> tuple[str, Token]:
-        """Makes a token; its text is told this once. Raises UserError for an unknown scope or an empty label."""
+        """Makes a token; its text is told this once. Raises UserError for an unknown scope or an empty label.
+
+        Args:
+            actor: who makes it, for the audit trail.
+        """
         unknown = sorted(set(scopes) - SCOPES.keys())
         if unknown or not scopes:
             raise UserError(
@@ -67,9 +78,11 @@ class Tokens:
             result = connection.execute(
                 insert(t.api_token).values(token_hash=_hash(text), **values)
             )
-        assert result.inserted_primary_key is not None
-        made = self.of(account)
-        return text, next(token for token in made if token.id == result.inserted_primary_key[0])
+            assert result.inserted_primary_key is not None
+            token_id = int(result.inserted_primary_key[0])
+            detail = {"token": token_id, "scopes": values["scopes"]}
+            audit.record(connection, now, actor, "token create", account.pseudonym, detail)
+        return text, next(token for token in self.of(account) if token.id == token_id)
 
     def of(self, account: Account) -> list[Token]:
         """Every token of an account, newest first, dead ones too."""
@@ -84,8 +97,9 @@ class Tokens:
                 for r in connection.execute(query)
             ]
 
-    def revoke(self, account: Account, token_id: int) -> bool:
+    def revoke(self, account: Account, token_id: int, *, actor: str = audit.COMMAND_LINE) -> bool:
         """Ends a token of this account. False if it has no such live token."""
+        now = self._store.now_ms()
         with self._store.write() as connection:
             result = connection.execute(
                 update(t.api_token)
@@ -94,8 +108,11 @@ class Tokens:
                     t.api_token.c.account_id == account.id,
                     t.api_token.c.revoked_ms.is_(None),
                 )
-                .values(revoked_ms=self._store.now_ms())
+                .values(revoked_ms=now)
             )
+            if result.rowcount > 0:
+                detail = {"token": token_id}
+                audit.record(connection, now, actor, "token revoke", account.pseudonym, detail)
         return result.rowcount > 0
 
     def find(self, text: str) -> tuple[Account, frozenset[str]] | None:

@@ -28,7 +28,7 @@ from annotation.config import AnnotateConfig, OidcConfig
 from annotation.store import Store
 from reelhf.cli import main
 from reelhf.errors import UserError
-from tests.annotation.annotation_cases import PASSWORD
+from tests.annotation.annotation_cases import PASSWORD, rows
 
 ROLES = ("annotator", "reviewer", "admin")
 OWN_ROUTES = [
@@ -194,6 +194,13 @@ def test_a_token_works_until_it_is_revoked_or_expires_and_only_its_hash_is_kept(
     assert client.delete(path, headers=stranger).status_code == 404
     assert client.delete(path, headers=headers).json() == {"revoked": True}
     assert client.post("/api/claim", json={}, headers=bearer).status_code == 401
+    me = store.find_user("annotator").pseudonym
+    done = [e for e in rows(store, schema.event) if e.action.startswith("token")]
+    assert [(e.actor, e.action, e.subject) for e in done] == [
+        (me, "token create", me),
+        (me, "token revoke", me),
+    ]
+    assert "robot" not in str(done), "a label may name someone"
 
 
 def test_tokens_that_make_no_sense_are_refused(site):
@@ -457,6 +464,16 @@ def test_an_identity_may_get_an_account_but_never_one_that_has_its_name(new_proj
         claims = {"sub": "other", "preferred_username": "ann0"}
         assert through_the_provider(client, claims).status_code == 303
         assert client.get("/api/me").json()["name"].startswith("ann0 ")
+    made = [e for e in rows(store, schema.event) if e.action in ("user add", "user link")]
+    kim = store.find_user("kim").pseudonym
+    assert [(e.actor, e.action) for e in made if e.subject == kim] == [
+        (kim, "user add"),
+        (kim, "user link"),
+    ]
+    typed = store.find_user("ann0").pseudonym
+    assert [(e.actor, e.action) for e in made if e.subject == typed] == [
+        ("command line", "user add")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,11 @@ from tests.annotation.annotation_cases import (
 )
 from tests.annotation.browser_cases import (
     FPS,
+    NAMELESS,
+    PALE,
     PATIENCE_MS,
     SECONDS,
+    UNSEEN_FOCUS,
     XSS,
     addresses,
     label,
@@ -41,6 +44,15 @@ pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api")
 
 MAX_DRIFT_SECONDS = 0.05
+"""Of 95 moments in 100. On two cores with a load of 20 to 35 it was 2, 9, 14 and 15 ms."""
+THREE_SECONDS_OF_TIMES = """async () => {
+  const sampled = [];
+  for (let i = 0; i < 60; i++) {
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    sampled.push(window.reelhf.times());
+  }
+  return sampled;
+}"""
 
 
 def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after_a_restart(
@@ -61,16 +73,11 @@ def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after
 
         # The clips play, together.
         page.wait_for_function("window.reelhf.times().every((t) => t > 0.3)")
-        before = page.evaluate("window.reelhf.times()")
-        drifts = []
-        for _ in range(10):
-            page.wait_for_timeout(100)
-            times = page.evaluate("window.reelhf.times()")
-            if all(0.1 < time < SECONDS - 0.2 for time in times):
-                drifts.append(max(times) - min(times))
-        assert page.evaluate("window.reelhf.times()") != before
-        assert drifts
-        assert sorted(drifts)[len(drifts) // 2] < MAX_DRIFT_SECONDS
+        sampled = page.evaluate(THREE_SECONDS_OF_TIMES)
+        playing = [times for times in sampled if all(0.1 < t < SECONDS - 0.2 for t in times)]
+        assert len({times[0] for times in playing}) > 20
+        drifts = sorted(max(times) - min(times) for times in playing)
+        assert drifts[int(0.95 * len(drifts))] < MAX_DRIFT_SECONDS
         durations = page.evaluate(
             "[...document.querySelectorAll('#player video')].map((v) => v.duration)"
         )
@@ -450,13 +457,7 @@ def test_an_expert_sees_what_was_said_and_an_image_task_its_first_frame(
 def test_a_screen_reader_finds_every_control_by_name(browser, moving_project):
     with Store.open(moving_project) as store, running_server(create_app(store, UNWATCHED)) as url:
         page, _, _ = sign_in(browser, url)
-        nameless = page.evaluate(
-            """() => [...document.querySelectorAll('button, input, textarea, [role=radiogroup], video')]
-              .filter((e) => e.offsetParent !== null)
-              .filter((e) => !(e.getAttribute('aria-label') || e.innerText || e.placeholder || e.labels?.[0]?.innerText))
-              .map((e) => e.outerHTML.slice(0, 120))"""
-        )
-        assert nameless == []
+        assert page.evaluate(NAMELESS) == []
         for row in range(4):
             group = page.get_by_role("radiogroup", name=f"{label(page, row)}: best clip")
             assert group.get_by_role("radio").count() == 4, "hidden letters are not read out"
@@ -465,6 +466,23 @@ def test_a_screen_reader_finds_every_control_by_name(browser, moving_project):
         page.wait_for_function(
             "document.querySelector('#player [aria-live]').innerText.includes('best A, worst D')"
         )
+
+
+def test_text_is_readable_in_the_light_and_in_the_dark_and_the_keyboard_is_seen(
+    browser, moving_project
+):
+    with Store.open(moving_project) as store, running_server(create_app(store, UNWATCHED)) as url:
+        page, _, _ = sign_in(browser, url)
+        press(page, "1", "r", "4", "q")  # a clash, and chosen letters
+        page.wait_for_selector("#veto", state="visible")
+        for _ in range(2):
+            assert page.evaluate(PALE) == []
+            page.click("#theme")
+            page.wait_for_timeout(500)
+        for _ in range(20):
+            page.keyboard.press("Tab")
+            page.wait_for_timeout(150)  # outlines fade in
+            assert page.evaluate(UNSEEN_FOCUS) is None
 
 
 def test_a_script_in_the_page_cannot_read_the_session_cookie(browser, moving_project):
