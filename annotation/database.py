@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import NullPool
 
 from reelhf.errors import UserError
@@ -32,7 +33,12 @@ CONNECT_SECONDS = 5
 MIGRATION_LOCK = 0x7265656C  # PostgreSQL's advisory locks are numbers
 POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 SQLITE_POOL = {"pool_size": 8, "max_overflow": 16}
-POSTGRES_POOL = {"pool_size": 8, "max_overflow": 4}  # twice per process; a server allows 100 in all
+POSTGRES_POOL = {"pool_size": 8, "max_overflow": 0}
+"""Twice per process; a server allows 100 in all. None beyond the pool: opening one costs as much as twenty claims, just when many come."""
+
+
+DIALECTS: dict[str, Any] = {"sqlite": sqlite, "postgresql": postgresql}
+"""Whose `insert` knows `on_conflict_do_update`, by `connection.dialect.name`."""
 
 
 class Busy(Exception):
@@ -84,6 +90,36 @@ class Database:
         """One consistent read."""
         with self.read_engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def glance(self) -> Iterator[Connection]:
+        """For a single statement that reads: on PostgreSQL one journey instead of three, because no transaction is opened."""
+        if self.is_sqlite:
+            with self.read() as connection:
+                yield connection
+            return
+        alone = self.read_engine.execution_options(isolation_level="AUTOCOMMIT")
+        with alone.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def together(self, connection: Connection) -> Iterator[None]:
+        """Statements in here go to PostgreSQL in one journey; all have run at the end.
+
+        Nothing may be asked of their results, nor may SQLAlchemy ask: an insert that would fetch its new id says `inline()`.
+        """
+        if self.is_sqlite:
+            yield
+            return
+        import psycopg
+
+        try:
+            with connection.connection.driver_connection.pipeline():  # type: ignore[union-attr]
+                yield
+        except psycopg.Error as error:  # came at the end, where SQLAlchemy could not see it
+            raise sa.exc.DBAPIError.instance(
+                None, None, error, psycopg.Error, hide_parameters=True, dialect=self.engine.dialect
+            ) from error
 
     def close(self) -> None:
         self.engine.dispose()
@@ -209,8 +245,10 @@ def open_postgres(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Database:
             **extra,
         )
 
+    writer = engine(limits)
+    writer.dialect.use_insertmanyvalues_wo_returning = True  # several rows are one statement
     database = Database(
-        engine(limits),
+        writer,
         # A report may take long; it holds no lock that a writer needs.
         engine("-c default_transaction_read_only=on", isolation_level="REPEATABLE READ"),
         parsed.render_as_string(hide_password=True),

@@ -136,15 +136,23 @@ def project_set(
         int | None, typer.Option(help="Clips are kept so long [default: for ever]")
     ] = None,
     guideline: Annotated[
-        str | None, typer.Option(help="Version of the questions that it is judged by")
+        str | None,
+        typer.Option(
+            help="Questions that it is judged by: a version kept here, or a file such as annotation/questions.yaml [default: the present version]"
+        ),
     ] = None,
 ) -> None:
     """Make a project, or set how long it keeps clips and which questions it asks."""
     from annotation.audit import COMMAND_LINE
     from annotation.projects import configure
+    from annotation.records import load_guideline
     from annotation.store import Store
 
     with Store.open(project) as store:
+        if guideline is not None and guideline.endswith((".yaml", ".yml")):
+            questions = load_guideline(Path(guideline))
+            store.remember_guideline(questions)
+            guideline = questions.version
         configure(
             store,
             name,

@@ -1,7 +1,7 @@
 """Speed and memory of the rewards: clips per second forward, and forward with backward to the pixels; and our preprocessing against PIL's.
 
     OMP_NUM_THREADS=1 python benchmarks/rewards_speed.py            # a GPU is used where there is one
-    python benchmarks/rewards_speed.py --sizes tiny small --frames 9 17 33 --sides 64 128 256
+    python benchmarks/rewards_speed.py --help                       # the commands for either, with both sizes
 
 Each row is a process of its own; memory is its peak, resident on a CPU and of torch's allocator on a GPU, less what the reward and the clips
 take. Weights are random: speed does not depend on what they know. The video processors of transformers need
@@ -25,6 +25,12 @@ from typing import Any
 
 import torch
 
+EXAMPLES = """on a CPU, one thread, so that seconds are those it computed (minutes for tiny, a quarter of an hour for both sizes):
+  OMP_NUM_THREADS=1 python benchmarks/rewards_speed.py --sizes tiny small --seconds 0.3 --frames 9 33 --sides 64 128
+
+on a GPU, which is taken where there is one (`--device cpu` forbids it); larger batches and clips, or it has nothing to do:
+  python benchmarks/rewards_speed.py --sizes tiny small --batch 16 --frames 17 33 81 --sides 128 256 480
+"""
 MIB = 2**20
 CAPTION = "A red disc moves left."
 SIZES: dict[str, dict[str, Any]] = {
@@ -161,8 +167,14 @@ def preprocessing(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", default=["tiny"], choices=SIZES)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", default=["tiny"], choices=SIZES, help="tiny: the demo's; small: ViT-S"
+    )
     parser.add_argument("--frames", nargs="+", type=int, default=[9, 17, 33])
     parser.add_argument("--sides", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--batch", type=int, default=2)

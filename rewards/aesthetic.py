@@ -8,7 +8,8 @@ ugly frame costs more than its share.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from reelhf.config import Config
 from rewards.backbones import IMAGE, build
 from rewards.base import FrameSelection
+from rewards.heads import every_head
 from rewards.module import RewardModule
 from rewards.preprocess import stratified_frames
 from rewards.recipes import PixelRecipe
@@ -72,7 +74,7 @@ class AestheticReward(RewardModule):
 
     kind: ClassVar[str] = "siglip_aesthetic"
     reads_prompt: ClassVar[bool] = False
-    readouts: ClassVar[tuple[str, ...]] = ("head.", "spread.", "log_tie_width")
+    readouts: ClassVar[tuple[str, ...]] = ("head", "spread")
     config_class: ClassVar[type[Config]] = AestheticConfig
     settings: AestheticConfig
 
@@ -91,12 +93,19 @@ class AestheticReward(RewardModule):
         self.recipe = self.make_recipe(
             self.family.recipe(size), multiple=size.patch_size, area_kernel="bicubic"
         )
-        hidden = size.hidden_size
-        self.head = nn.Sequential(
-            nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, len(self.dimensions))
-        )
-        if config.uncertainty:
-            self.spread = self.spread_head(2 * hidden)
+        for name, part in self.new_readouts().items():
+            self.add_module(name, part)
+
+    def new_readouts(self) -> dict[str, nn.Module]:
+        hidden = self.backbone.config.hidden_size
+        out: dict[str, nn.Module] = {
+            "head": nn.Sequential(
+                nn.Linear(2 * hidden, hidden), nn.GELU(), nn.Linear(hidden, len(self.dimensions))
+            )
+        }
+        if self.settings.uncertainty:
+            out["spread"] = self.spread_head(2 * hidden)
+        return out
 
     def select(
         self, num_frames: int, fps: float, generator: torch.Generator | None = None
@@ -111,17 +120,22 @@ class AestheticReward(RewardModule):
 
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        batch, _, count = frames.shape[:3]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
         images = frames.transpose(1, 2).flatten(0, 1)  # [B * F', 3, H, W]
-        features = self.features(images)
-        per_frame = self.head(features).view(batch, count, -1).transpose(1, 2)  # [B, D, F']
+        features = self.features(images).unflatten(0, (len(frames), -1))  # [B, F', 2 H]
+        values, worst = zip(*(self.judge(features, head) for head in every_head(self)), strict=True)
+        return list(values), {"worst_keyframe": torch.stack(worst).mean(0)}
+
+    def judge(self, features: Tensor, head: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Values [B, D] of one head for features [B, F', 2 H] of the keyframes, and its lowest score of one [B]."""
+        batch, count = features.shape[:2]
+        per_frame = head["head"](features.flatten(0, 1)).view(batch, count, -1)
+        per_frame = per_frame.transpose(1, 2)  # [B, D, F']
         values = mean_with_softmin(
             per_frame,
             share=self.settings.softmin_share,
             temperature=self.settings.softmin_temperature,
         )
         if self.settings.uncertainty:
-            spread = self.spread(features.view(batch, count, -1).mean(1))
-            values = torch.cat([values, spread], dim=1)
-        return values, {"worst_keyframe": per_frame[:, 0].detach().amin(-1)}
+            values = torch.cat([values, head["spread"](features.mean(1))], dim=1)
+        return values, per_frame[:, 0].detach().amin(-1)

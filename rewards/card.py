@@ -33,6 +33,10 @@ def model_card(described: Mapping[str, Any]) -> str:
         f"- Learned from: {_lessons(training)}; hash of the data {described.get('data_hash') or 'unknown'}.",
         f"- Preprocessing: {_listed(described.get('preprocessing') or {})}.",
     ]
+    if described.get("heads", 1) > 1:
+        lines.append(
+            f"- {described['heads']} heads on one backbone: a value is the mean of their z-scores, and their disagreement its uncertainty."
+        )
     if described.get("base"):
         lines.append(
             f"- Low-rank deltas on {described['base']['path']}: `reelhf rewards merge` makes it stand alone."

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reelhf.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from rewards.module import RewardModule
+    from rewards.calibrated import CalibratedReward
+
+REWARD_SCHEMA_VERSION = 1
 
 
-def reward_class(type_name: str) -> type[RewardModule]:
+def reward_class(type_name: str) -> type[CalibratedReward]:
     """The class behind the `type` of a reward.json."""
     from rewards import REWARD_MODELS
 
@@ -25,17 +28,28 @@ def reward_class(type_name: str) -> type[RewardModule]:
     return getattr(import_module(module), name)
 
 
-def load_trainable(folder: Path) -> RewardModule:
-    """The model of a checkpoint folder, its weights free to learn."""
-    from rewards.module import read_reward_json
+def read_reward_json(folder: Path) -> dict[str, Any]:
+    """reward.json of a checkpoint folder; UserError when it is missing or of another schema version."""
+    path = Path(folder) / "reward.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a reward checkpoint: it has no reward.json")
+    described = json.loads(path.read_text())
+    if described.get("schema_version") != REWARD_SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {described.get('schema_version')!r}; this version reads "
+            f"{REWARD_SCHEMA_VERSION}. Train it again with `reelhf rewards train`"
+        )
+    return described
 
+
+def load_trainable(folder: Path) -> CalibratedReward:
+    """The model of a checkpoint folder, its weights free to learn."""
     return reward_class(read_reward_json(folder)["type"]).load(folder)
 
 
-def load_reward(path: Path | str) -> RewardModule:
-    """A frozen reward model (see `RewardModule.freeze`) from a sealed checkpoint folder."""
+def load_reward(path: Path | str) -> CalibratedReward:
+    """A frozen reward model (see `CalibratedReward.freeze`) from a sealed checkpoint folder."""
     from reelhf.run import verify
-    from rewards.module import read_reward_json
 
     folder = Path(path)
     if not folder.is_dir():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,6 @@ def group_by_shape(clips: Sequence[Clip]) -> list[tuple[list[int], Tensor, Tenso
     ]
 
 
-@torch.no_grad()
 def score_clips(
     model: Any, clips: Mapping[str, Clip], pairs: Sequence[tuple[str, str]], *, batch_size: int = 32
 ) -> dict[tuple[str, str], Tensor]:
@@ -226,23 +225,38 @@ def score_clips(
     """
     if model.compares:
         return _score_against_siblings(model, clips, pairs)
-    scores: dict[tuple[str, str], Tensor] = {}
+    said = clip_answers(model.score, model, clips, pairs, batch_size=batch_size)
+    return {key: values for key, values, _ in said}
+
+
+@torch.no_grad()
+def clip_answers(
+    ask: Callable[..., Any],
+    model: Any,
+    clips: Mapping[str, Clip],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    batch_size: int = 32,
+) -> Iterator[tuple[tuple[str, str], Tensor, Tensor | None]]:
+    """Each of the (sha256, prompt) pairs once, with the values and the std on the CPU that `ask`, the model's `score` or `hear`, gives of it."""
     unique = list(dict.fromkeys(pairs))
     device = next(model.parameters()).device
     for rows, frames, fps in group_by_shape([clips[sha] for sha, _ in unique]):
         selection = model.select(frames.shape[2], float(fps[0]), None)
         for start in range(0, len(rows), batch_size):
             part = slice(start, start + batch_size)
-            values = model.score(
+            said = ask(
                 frames[part].to(device),
                 selection=selection,
                 fps=fps[part].to(device),
                 prompts=[unique[i][1] for i in rows[part]],
-            ).values
-            scores.update({unique[i]: v.cpu() for i, v in zip(rows[part], values, strict=True)})
-    return scores
+            )
+            stds = [None] * len(said.values) if said.std is None else said.std.cpu()
+            for i, values, std in zip(rows[part], said.values.cpu(), stds, strict=True):
+                yield unique[i], values, std
 
 
+@torch.no_grad()
 def _score_against_siblings(
     model: Any, clips: Mapping[str, Clip], pairs: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], Tensor]:

@@ -15,24 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from rewards.base import FrameSelection, RewardScores
-from rewards.module import REWARD_SCHEMA_VERSION, RewardModule, read_reward_json
+from rewards.calibrated import CalibratedReward
+from rewards.checkpoint import REWARD_SCHEMA_VERSION, read_reward_json, reward_class
+from rewards.heads import mean_and_disagreement
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class EnsembleReward(RewardModule):
+class EnsembleReward(CalibratedReward):
     """Members' z-scores, averaged; a folder of one folder per member."""
 
     kind: ClassVar[str] = "ensemble"
 
-    def __init__(self, members: Sequence[RewardModule]) -> None:
-        super().__init__(members[0].settings, members[0].tokenizer)
+    def __init__(self, members: Sequence[CalibratedReward]) -> None:
+        super().__init__(members[0].dimensions)
         self.members = nn.ModuleList(members)
-        self.recipe, self.compares = members[0].recipe, members[0].compares
-
-    def values(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError("an ensemble's members have values, it has scores")
+        self.compares = members[0].compares
 
     def select(
         self, num_frames: int, fps: float, generator: torch.Generator | None = None
@@ -49,19 +48,13 @@ class EnsembleReward(RewardModule):
         z = torch.stack(
             [(s.values - m.mean) / m.std for s, m in zip(said, self.members, strict=True)]
         )
-        own = [
-            (s.std / m.std).square()
-            for s, m in zip(said, self.members, strict=True)
-            if s.std is not None
-        ]
-        spread = z.var(dim=0, correction=1)
-        spread = spread + torch.stack(own).mean(0) if own else spread
+        own = [s.std / m.std for s, m in zip(said, self.members, strict=True) if s.std is not None]
+        mean, std = mean_and_disagreement(z, torch.stack(own) if own else None)
         valid = torch.stack([s.valid for s in said]).all(dim=0)
-        std = (spread + 1e-12).sqrt()  # a root has no slope at 0
         parts = {
             f"{name}/{i}": value for i, s in enumerate(said) for name, value in s.parts.items()
         }
-        return RewardScores(z.mean(0), valid, std, parts)
+        return RewardScores(mean, valid, std, parts)
 
     def recompute_layers(self) -> None:
         for member in self.members:
@@ -92,8 +85,6 @@ class EnsembleReward(RewardModule):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        from rewards.checkpoint import reward_class
-
         described = read_reward_json(folder)
         paths = [Path(folder) / f"member_{i}" for i in range(described["members"])]
         model = cls([reward_class(read_reward_json(p)["type"]).load(p) for p in paths])

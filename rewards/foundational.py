@@ -11,6 +11,8 @@ generative score of RewardDance 2509.08826.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -19,7 +21,7 @@ from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from reelhf.config import Config
-from rewards.backbones.language import video_token_types
+from rewards.heads import every_head, own_readouts
 from rewards.tokens import pad_right, reward_token
 from rewards.vision_language import VisionLanguageConfig, VisionLanguageReward
 from rewards.words import WordHead
@@ -58,17 +60,33 @@ class FoundationalConfig(VisionLanguageConfig):
         return tuple(sorted(set(value)))
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What backbone and prompt give to every head."""
+
+    at_tokens: dict[str, Tensor]
+    """Hidden state [B, H] at each dimension's reward token."""
+    summary: Tensor
+    """What the vision tower says by itself, [B, 2 H]."""
+    words: Tensor
+    """Log-probabilities of words [B, V]."""
+    log_probs: Tensor
+    """Of the prompt's tokens, [B, L]."""
+    is_prompt: Tensor
+    surprise: Tensor
+    """Of the whole prompt and of its least expected word, [B, 2]."""
+
+
 class FoundationalReward(VisionLanguageReward):
-    """Qwen2.5-VL or Qwen3-VL with reward tokens: prompt_following and structural_stability."""
+    """Qwen2.5-VL, Qwen3-VL or InternVL with reward tokens: prompt_following and structural_stability."""
 
     kind: ClassVar[str] = "qwen_vl_foundational"
     readouts: ClassVar[tuple[str, ...]] = (
-        "heads.",
-        "sight.",
-        "agree.",
+        "heads",
+        "sight",
+        "agree",
         "words.weight",
-        "spread.",
-        "log_tie_width",
+        "spread",
     )
     config_class: ClassVar[type[Config]] = FoundationalConfig
     settings: FoundationalConfig
@@ -87,32 +105,40 @@ class FoundationalReward(VisionLanguageReward):
                 nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
             )
             self.words = WordHead(hidden, len(tokenizer))
-        # each score: what the language model says at the reward token, what the vision tower says by itself, and, after
-        # the prompt, how well clip and prompt agree
-        self.heads = nn.ModuleDict({name: nn.Linear(hidden, 1) for name in self.dimensions})
-        if config.reads == "all":
-            self.sight = nn.ModuleDict({name: nn.Linear(2 * hidden, 1) for name in self.dimensions})
-            self.agree = nn.ModuleDict(
-                {name: nn.Linear(4, 1) for name in self.dimensions if name in AFTER_PROMPT}
-            )
-            for head in self.agree.values():  # begins as the agreement of the words alone
-                head.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.5, 0.5]]))
-        for head in (*self.heads.values(), *getattr(self, "sight", {}).values()):
-            nn.init.normal_(head.weight, std=0.02)
-        if config.uncertainty:
-            self.spread = self.spread_head(
-                hidden if config.reads == "reward_tokens" else 2 * hidden
-            )
+        for name, part in self.new_readouts().items():
+            self.add_module(name, part)
         token = tokenizer.convert_tokens_to_ids
         self.reward_ids = {name: token(reward_token(name)) for name in self.dimensions}
         self.before = [self.reward_ids[n] for n in BEFORE_PROMPT if n in self.reward_ids]
         self.after = [self.reward_ids[n] for n in AFTER_PROMPT if n in self.reward_ids]
 
+    def new_readouts(self) -> dict[str, nn.Module]:
+        """Of each score: what the language model says at the reward token, what the vision tower says by itself, and, after
+        the prompt, how well clip and prompt agree."""
+        hidden = self.backbone.config.text_config.hidden_size
+        everything = self.settings.reads == "all"
+        heads = nn.ModuleDict({name: nn.Linear(hidden, 1) for name in self.dimensions})
+        out: dict[str, nn.Module] = {"heads": heads}
+        drawn: list[nn.Module] = list(heads.values())
+        if everything:
+            sight = nn.ModuleDict({name: nn.Linear(2 * hidden, 1) for name in self.dimensions})
+            agree = nn.ModuleDict(
+                {name: nn.Linear(4, 1) for name in self.dimensions if name in AFTER_PROMPT}
+            )
+            for head in agree.values():  # begins as the agreement of the words alone
+                head.weight.data.copy_(torch.tensor([[0.0, 0.0, 0.5, 0.5]]))  # type: ignore[operator, union-attr]
+            out |= {"sight": sight, "agree": agree}
+            drawn += sight.values()
+        for head in drawn:
+            nn.init.normal_(head.weight, std=0.02)  # type: ignore[arg-type]
+        if self.settings.uncertainty:
+            out["spread"] = self.spread_head(2 * hidden if everything else hidden)
+        return out
+
     def look(self, frames: Tensor) -> tuple[Any, tuple[int, int, int]]:
         """The vision tower's output on frames [B, 3, F, H, W] and the grid (t, h, w) of one clip."""
         patches, grid = self.patches(frames)
-        grids = torch.tensor([grid] * len(frames), device=frames.device)
-        return self.backbone.get_video_features(patches, grids, return_dict=True), grid
+        return self.family.look(self.backbone, [patches], [grid] * len(frames)), grid
 
     def see(self, frames: Tensor) -> tuple[Any, tuple[int, int, int], Tensor]:
         """The vision tower on frames [B, 3, F, H, W].
@@ -153,14 +179,8 @@ class FoundationalReward(VisionLanguageReward):
             device=fps.device,
         )
         self.check_context(ids.shape[1])
-        states = self.backbone(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            mm_encoder_outputs={"video": seen},
-            video_grid_thw=torch.tensor([grid] * len(ids), device=ids.device),
-            mm_token_type_ids=video_token_types(ids, self.tokenizer),
-            **self.family.timing(fps, self.temporal),
-        ).last_hidden_state
+        grids = [grid] * len(ids)
+        states = self.family.read(self.backbone, ids, mask, seen, grids, fps, self.tokenizer)
         is_prompt = mask.clone()
         for row, head in zip(is_prompt, heads, strict=True):
             row[: len(head)] = False
@@ -176,26 +196,38 @@ class FoundationalReward(VisionLanguageReward):
         log_probs = F.log_softmax(logits, dim=-1).gather(-1, ids[:, first:, None]).squeeze(-1)
         return F.pad(log_probs, (first, 0)) * is_prompt
 
-    def values_and_log_probs(
-        self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Raw logits [B, D], log-probabilities of the prompt's tokens [B, L], which tokens those are [B, L], and
-        log-probabilities of words [B, V]."""
+    def observe(self, frames: Tensor, fps: Tensor, prompts: list[list[int]]) -> Observed:
+        """All that a head is told."""
         seen, grid, summary = self.see(frames)
         states, ids, is_prompt = self.read(seen, grid, frames.shape[2], fps, prompts)
         words = self.words_of(summary)
         log_probs = self.prompt_log_probs(states, ids, is_prompt)
         # the whole prompt, and its least expected word (soft-min); tens of nats, so scaled towards one
         surprise = torch.stack([log_probs.sum(1), -torch.logsumexp(-log_probs, dim=1)], dim=1) / 10
-        agreement = torch.cat([surprise, self.words.match(words, prompts)], dim=1)
+        at_tokens = {name: self.state_at(states, ids, name) for name in self.dimensions}
+        return Observed(at_tokens, summary, words, log_probs, is_prompt, surprise)
+
+    def judge(self, seen: Observed, prompts: list[list[int]], head: Mapping[str, Any]) -> Tensor:
+        """Raw logits [B, D] of one head."""
+        match = self.words.match(seen.words, prompts, head["words.weight"])
+        agreement = torch.cat([seen.surprise, match], dim=1)
         values = []
         for name in self.dimensions:
-            value = self.heads[name](self.state_at(states, ids, name)) + self.sight[name](summary)
+            value = head["heads"][name](seen.at_tokens[name]) + head["sight"][name](seen.summary)
             if name in AFTER_PROMPT:
-                value = value + self.agree[name](agreement)
+                value = value + head["agree"][name](agreement)
             values.append(value)
-        spread = [self.spread(summary)] if self.settings.uncertainty else []
-        return torch.cat([*values, *spread], dim=1), log_probs, is_prompt, words
+        spread = [head["spread"](seen.summary)] if self.settings.uncertainty else []
+        return torch.cat([*values, *spread], dim=1)
+
+    def values_and_log_probs(
+        self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Raw logits [B, D] of the first head, log-probabilities of the prompt's tokens [B, L], which tokens those are
+        [B, L], and log-probabilities of words [B, V]."""
+        seen = self.observe(frames, fps, prompts)
+        values = self.judge(seen, prompts, own_readouts(self))
+        return values, seen.log_probs, seen.is_prompt, seen.words
 
     def state_at(self, states: Tensor, ids: Tensor, dimension: str) -> Tensor:
         """The hidden state [B, H] at a dimension's reward token."""
@@ -204,14 +236,19 @@ class FoundationalReward(VisionLanguageReward):
 
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
         if self.settings.reads == "all":
-            values, log_probs, _, _ = self.values_and_log_probs(frames, fps, prompts)
-            return values, {"prompt_log_prob": log_probs.sum(1).detach()}
+            told = self.observe(frames, fps, prompts)
+            each = [self.judge(told, prompts, head) for head in every_head(self)]
+            return each, {"prompt_log_prob": told.log_probs.sum(1).detach()}
         seen, grid = self.look(frames)
         states, ids, _ = self.read(seen, grid, frames.shape[2], fps, prompts)
         found = {name: self.state_at(states, ids, name) for name in self.dimensions}
-        out = [self.heads[name](state) for name, state in found.items()]
+        return [self.judge_tokens(found, head) for head in every_head(self)], {}
+
+    def judge_tokens(self, at_tokens: Mapping[str, Tensor], head: Mapping[str, Any]) -> Tensor:
+        """Raw logits [B, D] of one head from the states at the reward tokens alone."""
+        out = [head["heads"][name](state) for name, state in at_tokens.items()]
         if self.settings.uncertainty:
-            out.append(self.spread(torch.stack(list(found.values())).mean(0)))
-        return torch.cat(out, dim=1), {}
+            out.append(head["spread"](torch.stack(list(at_tokens.values())).mean(0)))
+        return torch.cat(out, dim=1)

@@ -9,7 +9,6 @@ Source: RewardDance, 2509.08826, sec. 3.2 (the comparison, its instruction, answ
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,7 @@ from torch import Tensor, nn
 
 from reelhf.config import Config
 from reelhf.errors import UserError
-from rewards.backbones.language import video_token_types
-from rewards.base import RewardScores
+from rewards.module import HeadsSaid
 from rewards.tokens import answer_ids, encode_texts, pad_right
 from rewards.vision_language import VisionLanguageConfig, VisionLanguageReward
 
@@ -86,10 +84,10 @@ class Seen:
 
 
 class GenerativeReward(VisionLanguageReward):
-    """Qwen2.5-VL or Qwen3-VL that answers yes or no."""
+    """Qwen2.5-VL, Qwen3-VL or InternVL that answers yes or no."""
 
     kind: ClassVar[str] = "qwen_vl_generative"
-    readouts: ClassVar[tuple[str, ...]] = ("vocabulary.",)
+    readouts: ClassVar[tuple[str, ...]] = ("vocabulary",)
     config_class: ClassVar[type[Config]] = GenerativeConfig
     settings: GenerativeConfig
 
@@ -136,15 +134,15 @@ class GenerativeReward(VisionLanguageReward):
                 )
         self.references[tuple(self.encode_prompts([prompt])[0])] = frames.cpu()
 
-    def score(
+    def hear(
         self,
         frames: Tensor,
         *,
         prompts: Sequence[Any],
         reference: Tensor | None = None,
         **options: Any,
-    ) -> RewardScores:
-        """See `rewards.base.RewardModel.score`; without `reference`, against the clips that were kept."""
+    ) -> HeadsSaid:
+        """As of any reward; without `reference`, against the clips that were kept."""
         if self.compares and reference is None and self.references:
             if isinstance(prompts[0], str):
                 prompts = self.encode_prompts(prompts)
@@ -156,7 +154,7 @@ class GenerativeReward(VisionLanguageReward):
                     )
             kept = torch.stack([self.references[tuple(prompt)] for prompt in prompts])
             reference = kept.to(frames.device, frames.dtype) / 255
-        return super().score(frames, prompts=prompts, reference=reference, **options)
+        return super().hear(frames, prompts=prompts, reference=reference, **options)
 
     def save_extras(self, folder: Path) -> None:
         """The kept reference clips, as they are."""
@@ -200,10 +198,7 @@ class GenerativeReward(VisionLanguageReward):
         """The vision tower on clips [1, 3, F, H, W] of any size, all at once."""
         made = [self.patches(clip) for clip in clips]
         grids = [grid for _, grid in made]
-        patches = torch.cat([patches for patches, _ in made])
-        features = self.backbone.get_video_features(
-            patches, torch.tensor(grids, device=patches.device), return_dict=True
-        )
+        features = self.family.look(self.backbone, [patches for patches, _ in made], grids)
         return Seen(features, grids, [clip.shape[2] for clip in clips], list(fps))
 
     def states(
@@ -215,15 +210,10 @@ class GenerativeReward(VisionLanguageReward):
         ids, mask = pad_right(rows, self.tokenizer.pad_token_id, device=device)
         self.check_context(ids.shape[1])
         fps = torch.tensor([seen.fps[clip] for clip in order], device=device)
-        out = self.backbone(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            mm_encoder_outputs={"video": _in_order(seen.features, order)},
-            video_grid_thw=torch.tensor([seen.grids[clip] for clip in order], device=device),
-            mm_token_type_ids=video_token_types(ids, self.tokenizer),
-            **self.family.timing(fps, self.temporal),
-        )
-        return out.last_hidden_state, ids, mask
+        shown = self.family.in_order(seen.features, order)
+        grids = [seen.grids[clip] for clip in order]
+        states = self.family.read(self.backbone, ids, mask, shown, grids, fps, self.tokenizer)
+        return states, ids, mask
 
     def output_weight(self) -> Tensor:
         """Of the vocabulary's logits [V, H]: the embeddings' where the two are tied."""
@@ -247,7 +237,7 @@ class GenerativeReward(VisionLanguageReward):
         fps: Tensor,
         prompts: list[list[int]],
         reference: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
         count = len(frames)
         if self.compares and reference is None:
             raise UserError(
@@ -268,10 +258,10 @@ class GenerativeReward(VisionLanguageReward):
         ]
         logits = self.yes_minus_no(seen, asked).view(len(orders), count, len(self.dimensions))
         if not self.compares:
-            return logits[0], {}
+            return [logits[0]], {}
         second, first = logits  # as the second clip of the two, and as the first
         flips = ((second > 0) == (first > 0)).float().mean(1)
-        return (second - first) / 2, {"position_flip": flips.detach()}
+        return [(second - first) / 2], {"position_flip": flips.detach()}
 
     def answer_losses(
         self, clips: Sequence[Tensor], fps: Sequence[float], answers: Sequence[Answer]
@@ -315,14 +305,3 @@ class GenerativeReward(VisionLanguageReward):
     def encode_text(self, text: str) -> list[int]:
         """Token ids of one prompt, cut as when scoring."""
         return encode_texts(self.tokenizer, [text], max_tokens=self.settings.max_text_tokens)[0]
-
-
-def _in_order(features: Any, order: Sequence[int]) -> Any:
-    """The vision tower's output with the clips in another order, some of them more than once."""
-    out = copy.copy(features)
-    out.pooler_output = tuple(features.pooler_output[i] for i in order)
-    if getattr(features, "deepstack_features", None) is not None:
-        out.deepstack_features = [
-            tuple(layer[i] for i in order) for layer in features.deepstack_features
-        ]
-    return out

@@ -1,11 +1,12 @@
-"""What the three reward models share: validity, frozen calibration, the checkpoint folder."""
+"""What the rewards on one backbone share: validity, heads, the checkpoint folder."""
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from reelhf.config import Config
-from reelhf.errors import UserError
 from reelhf.progress import silence_transformers
 from rewards.base import FrameSelection, RewardScores
+from rewards.calibrated import CalibratedReward
 from rewards.card import model_card
+from rewards.checkpoint import REWARD_SCHEMA_VERSION, read_reward_json
+from rewards.heads import OTHER_HEADS, mean_and_disagreement, set_heads
 from rewards.inputs import checked_fps, checked_prompts
 from rewards.lora import LoraSettings, add_lora, base_state, is_base_weight
 from rewards.preprocess import clamp_straight_through
@@ -27,53 +30,59 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
     from typing_extensions import Self
 
-REWARD_SCHEMA_VERSION = 1
 LOG_STD_RANGE = (-5.0, 5.0)
 """Of a learned spread; beyond it the quadrature of the loss is not exact."""
 
 
-class RewardModule(nn.Module, ABC):
-    """Base of the reward models: subclasses implement `values` on clean, selected, clamped frames.
+@dataclass(frozen=True)
+class HeadsSaid:
+    """What each head makes of a batch of clips."""
+
+    values: Tensor
+    """Raw logits [B, H, D]; NaN (without gradient) where the clip is invalid."""
+    std: Tensor | None
+    """Of each, [B, H, D], from a model with `uncertainty`."""
+    valid: Tensor
+    parts: dict[str, Tensor]
+
+
+class RewardModule(CalibratedReward):
+    """Base of the reward models on one backbone: subclasses implement `values` on clean, selected, clamped frames.
 
     With `uncertainty` in its settings a model also says the spread of each value. `tie_width` [D] is the gap, in logits, at which the
-    better clip wins half its verdicts. `mean` and `std` [D] are the validation statistics that z-scores use, `low` and `high` [D] the validated range
-    (values beyond it are extrapolation: a sign of hacking); logits divided by `temperature` [D] are calibrated. They travel with the checkpoint.
+    better clip wins half its verdicts. With several heads (`rewards.heads`) its score is the mean of their z-scores by `head_mean` and `head_std` [H, D].
     """
 
-    kind: ClassVar[str]
     config_class: ClassVar[type[Config]]
     readouts: ClassVar[tuple[str, ...]]
     """Names of the parts that turn features into scores; the rest is the backbone to an optimizer."""
     reads_prompt: ClassVar[bool] = True
     """Whether a score depends on the prompt, which may then not be empty."""
-    compares: bool = False
-    """Whether it scores a clip against a `reference`."""
-    dimensions: tuple[str, ...]
     recipe: PixelRecipe
-    mean: Tensor
-    std: Tensor
-    low: Tensor
-    high: Tensor
-    temperature: Tensor
+    head_mean: Tensor
+    head_std: Tensor
 
     def __init__(self, config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__()
+        super().__init__(config.dimensions)
         silence_transformers()
         self.settings, self.tokenizer = config, tokenizer
-        self.dimensions = tuple(config.dimensions)
-        self.data_hash: str | None = None
         self.tie_width: list[float] | None = None
         self.lora: LoraSettings | None = None
         self.base: dict[str, str] | None = None
         self.card: dict[str, Any] = {}
-        for name, value in (
-            ("mean", 0.0),
-            ("std", 1.0),
-            ("low", -float("inf")),
-            ("high", float("inf")),
-            ("temperature", 1.0),
-        ):
-            self.register_buffer(name, torch.full((len(self.dimensions),), value))
+
+    @property
+    def num_heads(self) -> int:
+        return 1 + len(getattr(self, OTHER_HEADS, ()))
+
+    def new_readouts(self) -> dict[str, nn.Module]:
+        """Modules among the `readouts`, drawn anew; none where a model has no head of its own."""
+        return {}
+
+    def is_readout(self, parameter: str) -> bool:
+        """Whether a parameter, by its name, is part of a head or of the loss, not of the backbone."""
+        parts = (*self.readouts, OTHER_HEADS, "log_tie_width")
+        return any(parameter == part or parameter.startswith(f"{part}.") for part in parts)
 
     def make_recipe(
         self, processor: PixelRecipe, *, multiple: int, area_kernel: Literal["bicubic", "bilinear"]
@@ -98,8 +107,8 @@ class RewardModule(nn.Module, ABC):
     @abstractmethod
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Raw logits [B, D] and detached parts of finite frames [B, 3, F', H, W] in [0, 1]; prompts as token ids.
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Raw logits [B, D] of each head, and detached parts, of finite frames [B, 3, F', H, W] in [0, 1]; prompts as token ids.
 
         With `uncertainty` the logarithm of each one's spread stands behind them, [B, 2 D].
         """
@@ -131,6 +140,25 @@ class RewardModule(nn.Module, ABC):
         reference: Tensor | None = None,
     ) -> RewardScores:
         """See `rewards.base.RewardModel.score`."""
+        said = self.hear(frames, selection=selection, fps=fps, prompts=prompts, reference=reference)
+        if self.num_heads == 1:
+            std = None if said.std is None else said.std[:, 0]
+            return RewardScores(said.values[:, 0], said.valid, std, said.parts)
+        z = ((said.values - self.head_mean) / self.head_std).transpose(0, 1)
+        own = None if said.std is None else (said.std / self.head_std).transpose(0, 1)
+        mean, std = mean_and_disagreement(z, own)
+        return RewardScores(mean, said.valid, std, said.parts)
+
+    def hear(
+        self,
+        frames: Tensor,
+        *,
+        selection: FrameSelection,
+        fps: Tensor | float,
+        prompts: Sequence[Any],
+        reference: Tensor | None = None,
+    ) -> HeadsSaid:
+        """What each head says of the clips, before they are made one score."""
         if (
             frames.dim() != 5
             or frames.shape[1] != 3
@@ -156,21 +184,22 @@ class RewardModule(nn.Module, ABC):
             valid = valid & whole
             other = torch.where(whole.view(-1, 1, 1, 1, 1), other, 0.0)
             more["reference"] = clamp_straight_through(other)
-        values, parts = self.values(clamp_straight_through(clean), fps, list(prompts), **more)
+        each, parts = self.values(clamp_straight_through(clean), fps, list(prompts), **more)
+        values = torch.stack(each, dim=1)  # [B, H, D], or 2 D with their spread
         values = values.to(
             torch.promote_types(values.dtype, torch.float32)
         )  # never a bfloat16 score
-        valid = valid & values.detach().isfinite().all(dim=1)
-        values = values.masked_fill(~valid[:, None], float("nan"))
+        valid = valid & values.detach().isfinite().flatten(1).all(dim=1)
+        values = values.masked_fill(~valid[:, None, None], float("nan"))
         if not self.settings.uncertainty:
-            return RewardScores(values, valid, None, parts)
-        values, log_std = values.chunk(2, dim=1)
-        return RewardScores(values, valid, log_std.clamp(*LOG_STD_RANGE).exp(), parts)
+            return HeadsSaid(values, None, valid, parts)
+        values, log_std = values.chunk(2, dim=2)
+        return HeadsSaid(values, log_std.clamp(*LOG_STD_RANGE).exp(), valid, parts)
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        """Values [B, D] and their std or None, of `score`: for the engine that trains it, whose hooks find tensors in tuples alone."""
-        scores = self.score(*arguments, **options)
-        return scores.values, scores.std
+        """Raw values of every head [B, H * D] and their std or None: for the engine that trains it, whose hooks find tensors in tuples alone."""
+        said = self.hear(*arguments, **options)
+        return said.values.flatten(1), None if said.std is None else said.std.flatten(1)
 
     def spread_head(self, features: int) -> nn.Linear:
         """A head for the logarithm of each value's spread, beginning at a spread of one."""
@@ -194,26 +223,11 @@ class RewardModule(nn.Module, ABC):
         learned = getattr(self, "log_tie_width", None)
         return given if learned is None else learned.exp()
 
-    def out_of_range(self, values: Tensor) -> Tensor:
-        """How far values [B, D] lie beyond the validated range, in standard deviations; 0 inside."""
-        return ((values - self.high).clamp_min(0) + (self.low - values).clamp_min(0)) / self.std
-
     def recompute_layers(self) -> None:
         """Keep no activations inside the backbone's layers; the backward pass computes them again. Needs train() mode."""
         self.backbone.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[union-attr, operator]
 
     # Checkpoints
-
-    def freeze(self) -> Self:
-        """No parameter trains, but the module stays in train() so that gradient checkpointing still recomputes."""
-        self.requires_grad_(False)
-        self.train()
-        live = [name for name, m in self.named_modules() if isinstance(m, nn.Dropout) and m.p > 0]
-        if live:
-            raise UserError(
-                f"a frozen reward must be deterministic in train(); dropout is on in {', '.join(live)}"
-            )
-        return self
 
     def save(self, folder: Path) -> Path:
         """Write reward.json, config.json (the backbone's), model.safetensors and the tokenizer; sealed.
@@ -248,6 +262,7 @@ class RewardModule(nn.Module, ABC):
             "data_hash": self.data_hash,
             "tie_width": self.tie_width,
             "training": self.card,
+            "heads": self.num_heads,
             "lora": None if self.lora is None else self.lora.model_dump(mode="json"),
             "base": self.base,
             "preprocessing": self.recipe.model_dump(mode="json", exclude_none=True),
@@ -279,6 +294,7 @@ class RewardModule(nn.Module, ABC):
         config = cls.config_class.model_validate(settings)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
         model = cls(config, tokenizer, backbone_config=AutoConfig.from_pretrained(folder))  # type: ignore[call-arg]
+        set_heads(model, described.get("heads", 1))
         state, base = load_file(folder / "model.safetensors"), described.get("base")
         if base is not None:
             untouched = base_state(base, Path(folder))
@@ -299,17 +315,3 @@ class RewardModule(nn.Module, ABC):
 
 def _bound(value: Tensor) -> float | None:
     return float(value) if value.isfinite() else None
-
-
-def read_reward_json(folder: Path) -> dict[str, Any]:
-    """reward.json of a checkpoint folder; UserError when it is missing or of another schema version."""
-    path = Path(folder) / "reward.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a reward checkpoint: it has no reward.json")
-    described = json.loads(path.read_text())
-    if described.get("schema_version") != REWARD_SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {described.get('schema_version')!r}; this version reads "
-            f"{REWARD_SCHEMA_VERSION}. Train it again with `reelhf rewards train`"
-        )
-    return described

@@ -8,7 +8,8 @@ drops the last frame silently. Source: V-JEPA 2, 2506.09985, attentive probe of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from reelhf.config import Config
 from rewards.backbones import VIDEO, build
 from rewards.base import FrameSelection
+from rewards.heads import every_head, own_readouts
 from rewards.module import RewardModule
 from rewards.preprocess import fixed_rate_frames, pad_frames
 from rewards.recipes import PixelRecipe
@@ -162,12 +164,11 @@ class MotionReward(RewardModule):
 
     kind: ClassVar[str] = "vjepa2_motion"
     readouts: ClassVar[tuple[str, ...]] = (
-        "head.",
-        "read.",
-        "aim.",
+        "head",
+        "aim",
+        "read",
         "words.weight",
-        "spread.",
-        "log_tie_width",
+        "spread",
     )
     config_class: ClassVar[type[Config]] = MotionConfig
     settings: MotionConfig
@@ -190,17 +191,22 @@ class MotionReward(RewardModule):
         hidden = size.hidden_size
         self.probe = TemporalProbe(hidden, config.num_queries, config.num_heads)
         self.words = WordHead(self.probe.features, len(tokenizer), num_matches=4)
-        self.head = nn.Sequential(
-            nn.LayerNorm(self.probe.features),
-            nn.Linear(self.probe.features, hidden),
-            nn.GELU(),
-        )
-        self.aim = PromptAim(self.probe.features, len(tokenizer), hidden)
-        self.read = nn.Linear(hidden + 5, len(self.dimensions))
-        nn.init.normal_(self.read.weight[:, :hidden], std=0.02)
-        nn.init.constant_(self.read.weight[:, hidden:], 0.25)  # begins as agreement with the prompt
-        if config.uncertainty:
-            self.spread = self.spread_head(self.probe.features)
+        for name, part in self.new_readouts().items():
+            self.add_module(name, part)
+
+    def new_readouts(self) -> dict[str, nn.Module]:
+        hidden, features = self.backbone.config.hidden_size, self.probe.features
+        out: dict[str, nn.Module] = {
+            "head": nn.Sequential(nn.LayerNorm(features), nn.Linear(features, hidden), nn.GELU()),
+            "aim": PromptAim(features, len(self.tokenizer), hidden),
+        }
+        read = nn.Linear(hidden + 5, len(self.dimensions))
+        nn.init.normal_(read.weight[:, :hidden], std=0.02)
+        nn.init.constant_(read.weight[:, hidden:], 0.25)  # begins as agreement with the prompt
+        out["read"] = read
+        if self.settings.uncertainty:
+            out["spread"] = self.spread_head(features)
+        return out
 
     def select(
         self, num_frames: int, fps: float, generator: torch.Generator | None = None
@@ -227,17 +233,26 @@ class MotionReward(RewardModule):
     def values_and_words(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
     ) -> tuple[Tensor, Tensor]:
-        """Raw logits [B, D] and log-probabilities of words [B, V]."""
+        """Raw logits [B, D] of the first head and log-probabilities of words [B, V]."""
         features = self.features(frames, fps)
         words = self.words(features)
-        bag = self.words.bag(prompts) * self.words.idf
-        agreement = [self.words.match(words, prompts), -self.aim(features, bag)]
-        values = self.read(torch.cat([self.head(features), *agreement], dim=1))
-        if self.settings.uncertainty:
-            values = torch.cat([values, self.spread(features)], dim=1)
-        return values, words
+        return self.judge(features, words, prompts, own_readouts(self)), words
 
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.values_and_words(frames, fps, prompts)[0], {}
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        features = self.features(frames, fps)
+        words = self.words(features)
+        return [self.judge(features, words, prompts, head) for head in every_head(self)], {}
+
+    def judge(
+        self, features: Tensor, words: Tensor, prompts: list[list[int]], head: Mapping[str, Any]
+    ) -> Tensor:
+        """Raw logits [B, D] of one head."""
+        bag = self.words.bag(prompts) * self.words.idf
+        match = self.words.match(words, prompts, head["words.weight"])
+        agreement = [match, -head["aim"](features, bag)]
+        values = head["read"](torch.cat([head["head"](features), *agreement], dim=1))
+        if self.settings.uncertainty:
+            values = torch.cat([values, head["spread"](features)], dim=1)
+        return values

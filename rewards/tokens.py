@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD = "<|pad|>"
+INTERNVL_MARKS = ("<img>", "<IMG_CONTEXT>", "</img>")
+"""Start, place and end of a picture in InternVL's tokenizers."""
 VISION_START, VISION_END, VIDEO_PAD, IMAGE_PAD = (
     "<|vision_start|>",
     "<|vision_end|>",
@@ -53,8 +55,10 @@ def load_tokenizer(folder: str, *, dimensions: Sequence[str] = ()) -> PreTrained
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    special = [VISION_START, VISION_END, VIDEO_PAD, IMAGE_PAD, *map(reward_token, dimensions)]
     known = tokenizer.get_vocab()
+    special = list(map(reward_token, dimensions))
+    if not all(mark in known for mark in INTERNVL_MARKS):
+        special = [VISION_START, VISION_END, VIDEO_PAD, IMAGE_PAD, *special]
     tokenizer.add_tokens([token for token in special if token not in known], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": PAD})

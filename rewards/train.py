@@ -64,16 +64,17 @@ def _train_one(
 ) -> list[dict[str, float]]:
     """Train, calibrate and save one model or an ensemble of it; returns its log."""
     from annotation.records import read_preferences
+    from rewards.checkpoint import read_reward_json
     from rewards.ensemble import EnsembleReward, member_folder
-    from rewards.module import read_reward_json
 
     data = read_preferences(lessons.preferences)
     tasks = read_tasks(data, lessons, read_reward_json(backbones / name)["dimensions"])
     clips = load_clips(data, tasks)
     members, logs = [], []
-    for index in range(config.ensemble):
+    count = config.ensemble.models
+    for index in range(count):
         seeded = config.model_copy(update={"seed": config.seed + index})
-        label = name if config.ensemble == 1 else f"{name} {index + 1}/{config.ensemble}"
+        label = name if count == 1 else f"{name} {index + 1}/{count}"
         member, metrics = _train_member(
             member_folder(backbones / name, index),
             seeded,
@@ -85,7 +86,7 @@ def _train_one(
         members.append(member)
         logs += metrics
     if is_main():
-        if config.ensemble > 1:
+        if count > 1:
             together = EnsembleReward(members)
             together.data_hash = members[0].data_hash
             calibrate(together, tasks, clips)

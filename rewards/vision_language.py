@@ -13,7 +13,7 @@ from reelhf.errors import UserError
 from rewards.backbones import LANGUAGE, build
 from rewards.base import FrameSelection
 from rewards.module import RewardModule
-from rewards.preprocess import fixed_rate_frames, pad_frames, patchify_qwen, stratified_frames
+from rewards.preprocess import fixed_rate_frames, stratified_frames
 from rewards.recipes import PixelRecipe
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ class VisionLanguageConfig(Config):
     """Size of the tiny vision-language model, or the folder of a real one."""
 
     backbone: str | None = None
-    """A local folder or hub id of a Qwen2.5-VL or Qwen3-VL; None builds the tiny one below, to be pre-trained on captioned clips."""
-    family: Literal["qwen2_5_vl", "qwen3_vl"] = "qwen2_5_vl"
+    """A local folder or hub id of a Qwen2.5-VL, Qwen3-VL or InternVL; None builds the tiny one below, to be pre-trained on captioned clips."""
+    family: Literal["qwen2_5_vl", "qwen3_vl", "internvl"] = "qwen2_5_vl"
     """Of the tiny one; a folder says its own."""
     hidden_size: PositiveInt = 96
     """Width of the language model and of the vision tower."""
@@ -79,14 +79,11 @@ class VisionLanguageReward(RewardModule):
         if backbone_config is None and config.backbone is not None:
             self.backbone.resize_token_embeddings(len(tokenizer))
         self.backbone.config.use_cache = False
-        vision = self.backbone.config.vision_config
-        self.patch, self.merge, self.temporal = (
-            vision.patch_size,
-            vision.spatial_merge_size,
-            vision.temporal_patch_size,
-        )
+        patch, self.merge, self.temporal = self.family.sizes(self.backbone.config)
         self.recipe = self.make_recipe(
-            self.family.recipe, multiple=self.patch * self.merge, area_kernel="bicubic"
+            self.family.recipe_of(self.backbone.config),
+            multiple=patch * self.merge,
+            area_kernel="bicubic",
         )
 
     def select(
@@ -101,12 +98,7 @@ class VisionLanguageReward(RewardModule):
 
     def patches(self, frames: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """The vision tower's patches of frames [B, 3, F, H, W] and the grid (t, h, w) of one clip."""
-        return patchify_qwen(
-            pad_frames(self.recipe(frames), self.temporal),
-            patch=self.patch,
-            merge=self.merge,
-            temporal=self.temporal,
-        )
+        return self.family.patches(self.backbone.config, self.recipe(frames))
 
     def video_tokens(self, grid: tuple[int, int, int], num_frames: int, fps: float) -> list[int]:
         """The token ids that stand for one clip."""

@@ -55,7 +55,7 @@ class WordHead(nn.Module):
         wanted = wanted / wanted.sum(1, keepdim=True).clamp_min(1e-6)
         return -(wanted * log_probs).sum(1).mean()
 
-    def match(self, log_probs: Tensor, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Weighted log-probability of each prompt's words, [B, num_matches]; of the order of one."""
+    def match(self, log_probs: Tensor, prompts: Sequence[Sequence[int]], weight: Tensor) -> Tensor:
+        """Log-probability of each prompt's words weighted by `weight` [num_matches, V], [B, num_matches]; of the order of one."""
         bag = self.bag(prompts)
-        return ((log_probs - TYPICAL_LOG_PROB) * bag) @ (WEIGHT_GAIN * self.weight).T / 2
+        return ((log_probs - TYPICAL_LOG_PROB) * bag) @ (WEIGHT_GAIN * weight).T / 2

@@ -15,6 +15,7 @@ from reelhf.errors import UserError
 LANGUAGE = {
     "qwen2_5_vl": "rewards.backbones.language:Qwen25",
     "qwen3_vl": "rewards.backbones.language:Qwen3",
+    "internvl": "rewards.backbones.internvl:InternVL",
 }
 VIDEO = {
     "vjepa2": "rewards.backbones.video:VJepa2",

@@ -1,24 +1,147 @@
-"""Vision-language models: Qwen2.5-VL and Qwen3-VL."""
+"""Vision-language models: Qwen2.5-VL and Qwen3-VL. What all of them have in common is in `VisionLanguage`; InternVL has a file of its own."""
 
 from __future__ import annotations
 
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rewards.preprocess import CLIP_MEAN, CLIP_STD, HALF_MEAN, HALF_STD, timestamps
+from rewards.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    HALF_MEAN,
+    HALF_STD,
+    pad_frames,
+    patchify_qwen,
+    timestamps,
+)
 from rewards.recipes import PixelRecipe
 from rewards.tokens import IMAGE_PAD, PAD, VIDEO_PAD, VISION_END, VISION_START
 
 INITIALIZER_RANGE = 0.08
 """Of weights: about 1 / sqrt(hidden size); the usual 0.02 suits models ten times wider and learns far slower here."""
+Grid = tuple[int, int, int]
+"""Times, rows and columns of patches of one clip."""
 
 
-class Qwen25:
+class VisionLanguage(ABC):
+    """A family of vision-language models: how clips enter it, and what it is told beside them."""
+
+    model_type: ClassVar[str]
+    recipe: ClassVar[PixelRecipe]
+    causal_class: ClassVar[str]
+    """Name in transformers of the model with a vocabulary's logits."""
+
+    @abstractmethod
+    def model_class(self) -> Any:
+        """The model without them."""
+
+    @abstractmethod
+    def tiny_config(self, settings: Any, tokenizer: Any) -> Any:
+        """A model of a few hundred thousand parameters for this tokenizer."""
+
+    def recipe_of(self, config: Any) -> PixelRecipe:
+        """What its own processor does, with the sizes of this model."""
+        return self.recipe
+
+    @abstractmethod
+    def sizes(self, config: Any) -> tuple[int, int, int]:
+        """Side of a patch in pixels, patches merged along each side, frames merged."""
+
+    @abstractmethod
+    def patches(self, config: Any, frames: Tensor) -> tuple[Tensor, Grid]:
+        """What the vision tower takes for normalised frames [B, 3, F, H, W], and the grid of one clip."""
+
+    @abstractmethod
+    def look(self, model: nn.Module, patches: Sequence[Tensor], grids: Sequence[Grid]) -> Any:
+        """The vision tower on batches of `patches`, one size each; its `pooler_output` holds the tokens [L, H] of each clip.
+
+        Args:
+            grids: of each clip, through all batches.
+        """
+
+    @abstractmethod
+    def read(
+        self, model: nn.Module, ids: Tensor, mask: Tensor, seen: Any, grids: Sequence[Grid], fps: Tensor, tokenizer: Any
+    ) -> Tensor:  # fmt: skip
+        """Hidden states [N, L, H] of rows of tokens [N, L] in which the clips of `seen` stand in order, with their grids and frame rates."""
+
+    @abstractmethod
+    def video_tokens(
+        self,
+        grid: Grid,
+        *,
+        merge: int,
+        temporal: int,
+        num_frames: int,
+        fps: float,
+        tokenizer: Any,
+    ) -> list[int]:
+        """The token ids that stand for one clip."""
+
+    def in_order(self, seen: Any, order: Sequence[int]) -> Any:
+        """What `look` gave with the clips in another order, some of them more than once."""
+        out = copy.copy(seen)
+        out.pooler_output = tuple(seen.pooler_output[i] for i in order)
+        if getattr(seen, "deepstack_features", None) is not None:
+            out.deepstack_features = [
+                tuple(layer[i] for i in order) for layer in seen.deepstack_features
+            ]
+        return out
+
+    def output_embeddings(self, source: str, vocab_size: int) -> Tensor:
+        """Weights of the vocabulary's logits [V, H] of a folder or hub id whose embeddings are not tied to them."""
+        import transformers
+
+        kind = getattr(transformers, self.causal_class)
+        model = kind.from_pretrained(source, dtype=torch.float32)
+        model.resize_token_embeddings(vocab_size)
+        return model.get_output_embeddings().weight.detach()
+
+
+class QwenVL(VisionLanguage):
+    """What Qwen2.5-VL and Qwen3-VL share."""
+
+    def sizes(self, config: Any) -> tuple[int, int, int]:
+        vision = config.vision_config
+        return vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+
+    def patches(self, config: Any, frames: Tensor) -> tuple[Tensor, Grid]:
+        patch, merge, temporal = self.sizes(config)
+        frames = pad_frames(frames, temporal)
+        return patchify_qwen(frames, patch=patch, merge=merge, temporal=temporal)
+
+    def look(self, model: Any, patches: Sequence[Tensor], grids: Sequence[Grid]) -> Any:
+        everything = torch.cat(list(patches))
+        sizes = torch.tensor(grids, device=everything.device)
+        return model.get_video_features(everything, sizes, return_dict=True)
+
+    def read(
+        self, model: nn.Module, ids: Tensor, mask: Tensor, seen: Any, grids: Sequence[Grid], fps: Tensor, tokenizer: Any
+    ) -> Tensor:  # fmt: skip
+        return model(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            mm_encoder_outputs={"video": seen},
+            video_grid_thw=torch.tensor(grids, device=ids.device),
+            mm_token_type_ids=video_token_types(ids, tokenizer),
+            **self.timing(fps, self.sizes(model.config)[2]),
+        ).last_hidden_state
+
+    @abstractmethod
+    def timing(self, fps: Tensor, temporal: int) -> dict[str, Any]:
+        """What the model is told of time beside the tokens."""
+
+
+class Qwen25(QwenVL):
     """Qwen2.5-VL: the frame rate enters through the temporal positions (`second_per_grid_ts`)."""
 
     model_type: ClassVar[str] = "qwen2_5_vl"
+    causal_class: ClassVar[str] = "Qwen2_5_VLForConditionalGeneration"
     recipe: ClassVar[PixelRecipe] = PixelRecipe(
         sizing="pixels",
         kernel="bicubic",
@@ -35,14 +158,7 @@ class Qwen25:
 
         return Qwen2_5_VLModel
 
-    def output_embeddings(self, source: str, vocab_size: int) -> Tensor:
-        """Weights of the vocabulary's logits [V, H] of a folder or hub id whose embeddings are not tied to them."""
-        from transformers import Qwen2_5_VLForConditionalGeneration
-
-        return _output_embeddings(Qwen2_5_VLForConditionalGeneration, source, vocab_size)
-
     def tiny_config(self, settings: Any, tokenizer: Any) -> Any:
-        """A model of a few hundred thousand parameters for this tokenizer."""
         from transformers import Qwen2_5_VLConfig
 
         text, vision, tokens = _tiny_parts(settings, tokenizer)
@@ -54,7 +170,7 @@ class Qwen25:
 
     def video_tokens(
         self,
-        grid: tuple[int, int, int],
+        grid: Grid,
         *,
         merge: int,
         temporal: int,
@@ -62,7 +178,7 @@ class Qwen25:
         fps: float,
         tokenizer: Any,
     ) -> list[int]:
-        """The token ids of one clip: start, a place per merged patch, end."""
+        """Start, a place per merged patch, end."""
         start, pad, end = _vision_ids(tokenizer)
         return [start, *[pad] * (grid[0] * grid[1] * grid[2] // merge**2), end]
 
@@ -71,10 +187,11 @@ class Qwen25:
         return {"second_per_grid_ts": temporal / fps}
 
 
-class Qwen3:
+class Qwen3(QwenVL):
     """Qwen3-VL: each chunk of frames stands behind its time as text, between a vision start and end of its own."""
 
     model_type: ClassVar[str] = "qwen3_vl"
+    causal_class: ClassVar[str] = "Qwen3VLForConditionalGeneration"
     recipe: ClassVar[PixelRecipe] = PixelRecipe(
         sizing="clip_pixels",
         kernel="bicubic",
@@ -91,14 +208,7 @@ class Qwen3:
 
         return Qwen3VLModel
 
-    def output_embeddings(self, source: str, vocab_size: int) -> Tensor:
-        """Weights of the vocabulary's logits [V, H] of a folder or hub id whose embeddings are not tied to them."""
-        from transformers import Qwen3VLForConditionalGeneration
-
-        return _output_embeddings(Qwen3VLForConditionalGeneration, source, vocab_size)
-
     def tiny_config(self, settings: Any, tokenizer: Any) -> Any:
-        """A model of a few hundred thousand parameters for this tokenizer."""
         from transformers import Qwen3VLConfig
 
         text, vision, tokens = _tiny_parts(settings, tokenizer)
@@ -109,7 +219,7 @@ class Qwen3:
 
     def video_tokens(
         self,
-        grid: tuple[int, int, int],
+        grid: Grid,
         *,
         merge: int,
         temporal: int,
@@ -117,7 +227,7 @@ class Qwen3:
         fps: float,
         tokenizer: Any,
     ) -> list[int]:
-        """The token ids of one clip: per chunk its time in words, start, a place per merged patch, end."""
+        """Per chunk its time in words, start, a place per merged patch, end."""
         start, pad, end = _vision_ids(tokenizer)
         ids: list[int] = []
         for seconds in timestamps(num_frames, fps, temporal=temporal):
@@ -135,23 +245,13 @@ def video_token_types(ids: Tensor, tokenizer: Any) -> Tensor:
     return 2 * (ids == tokenizer.convert_tokens_to_ids(VIDEO_PAD)).long()
 
 
-def _output_embeddings(model_class: Any, source: str, vocab_size: int) -> Tensor:
-    model = model_class.from_pretrained(source, dtype=torch.float32)
-    model.resize_token_embeddings(vocab_size)
-    return model.get_output_embeddings().weight.detach()
-
-
 def _vision_ids(tokenizer: Any) -> tuple[int, int, int]:
     return tuple(map(tokenizer.convert_tokens_to_ids, (VISION_START, VIDEO_PAD, VISION_END)))
 
 
-def _tiny_parts(
-    settings: Any, tokenizer: Any
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What the tiny text and vision configs and the token ids of both families have in common."""
-    token = tokenizer.convert_tokens_to_ids
-    head = settings.hidden_size // settings.num_heads
-    text = {
+def tiny_text(settings: Any, tokenizer: Any) -> dict[str, Any]:
+    """What the tiny language models of all families have in common."""
+    return {
         "vocab_size": len(tokenizer),
         "hidden_size": settings.hidden_size,
         "intermediate_size": 3 * settings.hidden_size,
@@ -160,14 +260,24 @@ def _tiny_parts(
         "num_key_value_heads": settings.num_heads,
         "initializer_range": INITIALIZER_RANGE,
         "max_position_embeddings": 4096,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": tokenizer.convert_tokens_to_ids(PAD),
+    }
+
+
+def _tiny_parts(
+    settings: Any, tokenizer: Any
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What the tiny text and vision configs and the token ids of both Qwens have in common."""
+    token = tokenizer.convert_tokens_to_ids
+    head = settings.hidden_size // settings.num_heads
+    text = tiny_text(settings, tokenizer) | {
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10_000.0,
             "mrope_section": [head // 2 - 2 * (head // 6), head // 6, head // 6],
         },
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": token(PAD),
     }
     vision = {
         "depth": settings.vision_layers,

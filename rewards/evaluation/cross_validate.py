@@ -82,7 +82,7 @@ def cross_validate(
 
 
 def _folds(data: PreferenceData, name: str, backbones: Path, leave: Leave) -> list[Fold]:
-    from rewards.module import read_reward_json
+    from rewards.checkpoint import read_reward_json
 
     tasks = load_tasks(data, dimensions=read_reward_json(backbones / name)["dimensions"])
     return list(leave_one_out(tasks, leave, {row["sha256"]: row["model"] for row in data.clips}))
@@ -109,8 +109,7 @@ def _run_fold(
     from reelhf.engine import seed_everything
     from reelhf.hashing import content_hash, weight_hashes
     from reelhf.run import write_text_atomic
-    from rewards.checkpoint import reward_class
-    from rewards.module import read_reward_json
+    from rewards.checkpoint import read_reward_json, reward_class
 
     data, clips, sharpness = _clips(preferences)
     key = content_hash(name, config, data.manifest["files"], weight_hashes(backbones / name), leave, left_out)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -82,6 +83,34 @@ def describe_dimension(
         "by_stage": by_source(data, tasks, dimension, predict, "stage"),
         "by_model": by_source(data, tasks, dimension, predict, "model"),
     }
+
+
+def describe_disagreement(
+    pairs: Pairs, predict: Predictor, doubt: Predictor | None
+) -> dict[str, Any] | None:
+    """Whether a reward that knows its uncertainty errs where it is unsure; None for one that knows none, or without pairs.
+
+    Args:
+        doubt: std of each score. A pair's is the root of the sum of both squares.
+    Returns: {"mean": of all pairs, "agreed" and "disputed": accuracy, interval and n of the half with less and with more of it}.
+    """
+    if doubt is None or not pairs:
+        return None
+    known = [
+        (math.hypot(doubt(task, vote.a), doubt(task, vote.b)), (task, vote)) for task, vote in pairs
+    ]
+    ranked = sorted((row for row in known if math.isfinite(row[0])), key=lambda row: row[0])
+    half = (len(ranked) + 1) // 2
+    halves = {"agreed": ranked[:half], "disputed": ranked[half:]}
+    out: dict[str, Any] = {"mean": sum(d for d, _ in ranked) / max(1, len(ranked))}
+    for name, rows in halves.items():
+        own = [pair for _, pair in rows]
+        out[name] = {
+            "accuracy": accuracy(predict, own),
+            "n": len(own),
+            "interval": accuracy_interval(predict, own),
+        }
+    return out
 
 
 def describe_ties(

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from annotation.records import PreferenceData, read_preferences
 from reelhf.errors import UserError
-from rewards.data import Clip, RewardTask, load_clips, load_tasks, score_clips
+from rewards.data import Clip, RewardTask, clip_answers, load_clips, load_tasks, score_clips
 from rewards.evaluation.baselines import CHANCE, laplacian_sharpness, stage_win_rates
-from rewards.evaluation.details import describe_dimension
+from rewards.evaluation.details import describe_dimension, describe_disagreement
 from rewards.evaluation.pairs import (
     Predictor,
     accuracy,
@@ -159,6 +159,10 @@ def _details(
     shown = list(dict.fromkeys((sha, t.prompt) for t in subject.tasks for sha in t.clips))
     some = shown[:: max(1, len(shown) // PROBED_CLIPS)][:PROBED_CLIPS]
     clips = [(subject.clips[sha], prompt) for sha, prompt in some]
+    doubts: dict[tuple[str, str], Tensor] = {}
+    if not model.compares:
+        answers = clip_answers(model.score, model, subject.clips, shown)
+        doubts = {key: std for key, _, std in answers if std is not None}
     found = {}
     for index, dimension in enumerate(model.dimensions):
         found[dimension] = describe_dimension(
@@ -172,6 +176,11 @@ def _details(
         )
         if model.compares:
             found[dimension]["position_flips"] = position_flips(model, subject, dimension)
+        found[dimension]["disagreement"] = describe_disagreement(
+            decided_pairs(subject.tasks, dimension, same_stage=True),
+            by_scores(scores, index),
+            by_scores(doubts, index) if doubts else None,
+        )
         found[dimension]["probes"] = (
             {} if model.compares else probe_corruptions(model, index, clips)
         )

@@ -42,6 +42,7 @@ def render(result: Mapping[str, Any]) -> str:
         sections += [
             _ties(details),
             _calibration(details),
+            _disagreement(details),
             _people(details),
             _sources(details),
             _probes(details),
@@ -166,6 +167,29 @@ def _calibration(details: Mapping[str, Any]) -> str:
         "<section id='calibration'><h2>Is it as sure as it is right?</h2><p>Pairs sorted by the probability the calibrated reward gives its favourite, "
         "against how often people agreed. The error is the mean distance from the diagonal (expected calibration error).</p>"
         f"{legend(key)}<div class='charts'>{''.join(charts)}</div></section>"
+    )
+
+
+def _disagreement(details: Mapping[str, Any]) -> str:
+    body = []
+    for name, found in details.items():
+        doubt = found.get("disagreement")  # pages of evaluations from before there was one
+        if doubt is None:
+            continue
+        cells = "".join(
+            f"<td class='n'>{_share(half['accuracy'])}<br><small class='muted'>{_range(half['interval'])}</small></td><td class='n'>{half['n']}</td>"
+            for half in (doubt["agreed"], doubt["disputed"])
+        )
+        body.append(
+            f"<tr><td>{escape(words(name))}</td><td class='n'>{doubt['mean']:.3f}</td>{cells}</tr>"
+        )
+    if not body:
+        return ""
+    return (
+        "<section id='disagreement'><h2>Is it right where its parts agree?</h2><p>Rewards of several models or heads, or with a spread of their own: accuracy on the half of "
+        "the pairs on which they disagree least, and on the other half. A reward whose doubt means something is righter in the first.</p><table><thead><tr><th>Dimension</th>"
+        "<th class='n'>mean doubt of a pair</th><th class='n'>half that agrees</th><th class='n'>pairs</th><th class='n'>half in dispute</th><th class='n'>pairs</th></tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></section>"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from reelhf.config import Config
 from rewards.composite import MODEL_FOLDERS
@@ -31,6 +31,26 @@ class LossConfig(Config):
     """JSONL of {clip_a, clip_b, dimension, text}: why the {winner} beat the {loser}, learned after the answer (kind answers)."""
     rationale_weight: float = Field(0.5, ge=0)
     """Weight of the rationale's mean cross-entropy beside the answer's."""
+
+
+class EnsembleConfig(Config):
+    """How many opinions a reward is made of."""
+
+    kind: Literal["seeds", "heads"] = "seeds"
+    """seeds: models of their own, trained in turn with `seed`, `seed + 1`, …. heads: one backbone with several heads (`rewards.heads`), trained, saved and
+    scored at about the price of one model; the heads share what the backbone cannot see, so they disagree less."""
+    size: PositiveInt = 1
+    """How many; 1 is none."""
+
+    @property
+    def models(self) -> int:
+        """Models to train."""
+        return self.size if self.kind == "seeds" else 1
+
+    @property
+    def heads(self) -> int:
+        """Heads of each."""
+        return self.size if self.kind == "heads" else 1
 
 
 class RewardTrainConfig(Config):
@@ -77,12 +97,17 @@ class RewardTrainConfig(Config):
     """Looks without a better held-out loss after which training stops."""
     checkpoint_every: int = Field(0, ge=0)
     """Steps between checkpoints from which an interrupted run goes on, bit for bit; 0 keeps none. With `evaluate_every` there is one at every look."""
-    ensemble: PositiveInt = 1
-    """Models of each kind, trained with seeds `seed`, `seed + 1`, …; their disagreement becomes the score's std."""
+    ensemble: EnsembleConfig = EnsembleConfig()
+    """Several opinions in place of one, whose disagreement becomes the score's std; a number N stands for {kind: seeds, size: N}."""
     seed: int = 0
     """Of batches and augmentation."""
     own: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Settings of one model that differ from the above: {aesthetic: {tasks_per_batch: 2}}."""
+
+    @field_validator("ensemble", mode="before")
+    @classmethod
+    def _number_of_seeds(cls, value: Any) -> Any:
+        return {"size": value} if isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _own_settings(self) -> RewardTrainConfig:

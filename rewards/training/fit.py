@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from reelhf.engine import init_distributed, world_size
 from reelhf.errors import UserError
 from rewards.data import Clip, RewardTask
+from rewards.heads import set_heads
 from rewards.lora import add_lora, only_deltas_learn
 from rewards.training.answers import load_rationales
+from rewards.training.calibrate import calibrate_heads
 from rewards.training.config import LossConfig, RewardTrainConfig
 from rewards.training.groups import freeze_groups
 from rewards.training.loss import tie_widths
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 
 
 def prepare(model: RewardModule, config: RewardTrainConfig) -> None:
-    """Freeze, put on deltas and switch on recomputation, as the settings say."""
+    """Draw further heads, freeze, put on deltas and switch on recomputation, as the settings say."""
+    set_heads(model, config.ensemble.heads)
     if config.lora is not None:
         if model.lora is None:
             add_lora(model, config.lora)
@@ -74,9 +77,10 @@ def fit(
         checkpoints: folder of the checkpoints, from whose newest it goes on; None keeps none.
         identity: hash of what it learns from, so that it never goes on from another training's.
     """
+    from rewards.training.arguments import training_arguments
     from rewards.training.deepspeed import gather_readouts, whole_model
     from rewards.training.resume import open_checkpoints
-    from rewards.training.trainer import TaskDataset, reward_trainer_class, training_arguments
+    from rewards.training.trainer import RewardTrainer, TaskDataset
 
     if world_size() > 1 and config.zero_stage is None:
         raise UserError(
@@ -96,7 +100,7 @@ def fit(
         twin = None if config.zero_stage is None else copy.deepcopy(model)
         if config.zero_stage == 3:
             gather_readouts(model)
-        trainer = reward_trainer_class()(
+        trainer = RewardTrainer(
             model=model,
             args=training_arguments(
                 config,
@@ -115,4 +119,5 @@ def fit(
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
         if twin is not None:
             model = whole_model(trainer, twin)
+    calibrate_heads(model, [*tasks, *held], clips)
     return model, trainer.metrics

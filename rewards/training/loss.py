@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards.data import Clip, Pick, RewardTask, Vote, group_by_shape
+from rewards.heads import bootstrapped
 from rewards.losses import (
     best_worst_loss,
     bradley_terry_ties_loss,
@@ -26,11 +27,18 @@ class TaskScores:
     """What a model says of every clip of a batch of tasks."""
 
     values: Tensor
-    """Raw logits [N, D], one row per clip of each task in turn; NaN where invalid."""
+    """Raw logits [N, D], of H heads [N, H * D], one row per clip of each task in turn; NaN where invalid."""
     std: Tensor | None
-    """Spread of each [N, D], from a model with `uncertainty`."""
+    """Spread of each, from a model with `uncertainty`."""
     starts: list[int]
     """The row of each task's first clip."""
+
+    def of_head(self, head: int, dimensions: int) -> TaskScores:
+        """What one of several heads says."""
+        own = slice(head * dimensions, (head + 1) * dimensions)
+        return TaskScores(
+            self.values[:, own], None if self.std is None else self.std[:, own], self.starts
+        )
 
 
 def tie_widths(dimensions: Sequence[str], tasks: Sequence[RewardTask]) -> Tensor:
@@ -53,20 +61,29 @@ def preference_loss(
     config: LossConfig | None = None,
     shift: float = 0.0,
     generator: torch.Generator | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Mean over dimensions of the weighted loss of all verdicts on these tasks.
+    """Mean over heads and dimensions of the weighted loss of all verdicts on these tasks.
 
     Args:
         model: a reward model, or the engine around it.
         tie_width: per dimension, [D]; may carry a gradient.
         config: which loss; pairs with ties when None.
-        generator: of frame choices and augmentation; None means fixed frames.
-    Returns: the loss and {"loss", "accuracy", "valid_fraction", "votes"}.
+        generator: of frame choices and augmentation; None means fixed frames, and the verdicts' own weights for every head.
+        seed: of the weights with which each of several heads sees the verdicts.
+    Returns: the loss and {"loss", "accuracy", "valid_fraction", "votes"}, of several heads their means.
     """
     scores = score_tasks(model, tasks, clips, shift=shift, generator=generator)
-    return verdict_loss(
-        scores, tasks, model.dimensions, tie_width=tie_width, config=config or LossConfig()
-    )
+    options = {"tie_width": tie_width, "config": config or LossConfig()}
+    if model.num_heads == 1:
+        return verdict_loss(scores, tasks, model.dimensions, **options)
+    found = []
+    for head in range(model.num_heads):
+        seen = tasks if generator is None else bootstrapped(tasks, seed, head)
+        own = scores.of_head(head, len(model.dimensions))
+        found.append(verdict_loss(own, seen, model.dimensions, **options))
+    metrics = {key: sum(row[key] for _, row in found) / len(found) for key in found[0][1]}
+    return torch.stack([loss for loss, _ in found]).mean(), metrics
 
 
 def score_tasks(
@@ -81,7 +98,8 @@ def score_tasks(
     device = next(model.parameters()).device
     flat = [(sha, task.prompt) for task in tasks for sha in task.clips]
     starts = torch.tensor([0, *(len(task.clips) for task in tasks)]).cumsum(0).tolist()
-    values = torch.full((len(flat), len(model.dimensions)), float("nan"), device=device)
+    columns = model.num_heads * len(model.dimensions)
+    values = torch.full((len(flat), columns), float("nan"), device=device)
     std: Tensor | None = None
     groups = group_by_shape([clips[sha] for sha, _ in flat])
     for rows, frames, fps in groups + groups[:1] * _missing_calls(len(groups), device):

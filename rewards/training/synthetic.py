@@ -42,7 +42,8 @@ def synthetic_loss(
         fps=fps.repeat(2).to(device),
         prompts=[tasks[row].prompt for row in rows] * 2,
     )
-    clean, worse = values[:, list(model.dimensions).index(dimensions[which])].chunk(2)
+    column = list(model.dimensions).index(dimensions[which])
+    clean, worse = values[:, column :: len(model.dimensions)].chunk(2)  # [N, H], a column per head
     valid = clean.isfinite() & worse.isfinite()
     losses = bradley_terry_loss(clean.masked_fill(~valid, 0.0), worse.masked_fill(~valid, 0.0))
     loss, count = masked_mean(losses, valid)

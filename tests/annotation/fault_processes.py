@@ -12,6 +12,7 @@ import time
 from annotation import claims
 from annotation.api.app import create_app
 from annotation.api.server import running_server
+from annotation.config import AnnotateConfig
 from annotation.store import Store
 
 
@@ -28,7 +29,7 @@ def serve(folder: str, dies: str) -> None:
         claims.submit = fatal_submit
     with (
         Store.open(folder, busy_seconds=2.0) as store,
-        running_server(create_app(store, page=False)) as url,
+        running_server(create_app(store, AnnotateConfig(must_watch=0), page=False)) as url,
     ):
         print(url, flush=True)
         time.sleep(600)

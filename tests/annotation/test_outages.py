@@ -240,7 +240,8 @@ def test_a_simulated_annotator_waits_until_the_database_is_back(new_project, out
 def test_the_page_keeps_an_answer_while_the_database_is_away_and_sends_it_by_itself(
     new_project, outage, browser, seconds
 ):
-    from tests.annotation.test_browser import UNWATCHED, press, sign_in, wait_for_text
+    from tests.annotation.annotation_cases import UNWATCHED
+    from tests.annotation.browser_cases import press, sign_in, wait_for_text
 
     new = new_project(tasks=2, annotators=0)
     new.add_user("ann", PASSWORD)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from reelhf.errors import UserError
 from rewards import load_reward
+from rewards.backbones import LANGUAGE
 from rewards.backbones.video import VideoMae
 from rewards.foundational import FoundationalReward
 from rewards.module import RewardModule
@@ -71,6 +72,8 @@ def test_the_processors_own_sizes_travel_with_the_checkpoint(
         "image_mean": [0.4, 0.4, 0.4],
     }
     (tmp_path / "base" / "preprocessor_config.json").write_text(json.dumps(numbers))
+    if name == "internvl":  # whole groups of merged patches
+        numbers["size"] |= {"height": 48, "width": 48}
     if name not in ("qwen2_5_vl", "qwen3_vl"):  # an edge, not a number of pixels
         numbers["size"] |= {"shortest_edge": 32}
         (tmp_path / "base" / "preprocessor_config.json").write_text(json.dumps(numbers))
@@ -100,7 +103,7 @@ def test_the_frame_rate_reaches_both_qwens(folders: Path, name: str) -> None:
     assert (slow - fast).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", LANGUAGE)
 def test_clips_of_two_rates_share_a_batch(folders: Path, name: str) -> None:
     model, frames = reward_on(name, folders / name), clips(2)
     together = score(model, frames, torch.tensor([2.0, 24.0]))
@@ -129,6 +132,52 @@ def test_a_language_model_is_told_where_the_video_is(
     if name == "qwen2_5_vl":  # 4 of 5 frames over 4 intervals are left: 8 * 3 / 4 frames a second
         rate = 8.0 * 3 / 4
         torch.testing.assert_close(seen["second_per_grid_ts"], torch.tensor([2 / rate]))
+
+
+def test_internvl_sees_what_transformers_sees_and_rectangles_besides(folders: Path) -> None:
+    """Its own projection of the vision tower's states, which `get_image_features` knows for squares alone."""
+    model = reward_on("internvl", folders / "internvl")
+    frames = clips(2, 3, 32)
+    seen, grid = model.look(frames)
+    pictures = model.recipe(frames).transpose(1, 2).flatten(0, 1)
+    theirs = model.backbone.get_image_features(pictures, return_dict=True).pooler_output
+    ours = torch.cat(list(seen.pooler_output))
+    assert grid == (3, 4, 4)
+    torch.testing.assert_close(ours, theirs.flatten(0, 1))
+    wide = torch.rand(1, 3, 3, 24, 48, requires_grad=True)
+    seen, grid = model.look(wide)
+    assert grid[2] > grid[1]
+    assert seen.pooler_output[0].shape == (grid[0] * grid[1] * grid[2] // 4, 32)
+    # a merged patch sees its own corner first: turning the picture turns the places
+    upright = model.look(wide.transpose(-1, -2))[1]
+    assert upright == (grid[0], grid[2], grid[1])
+
+
+def test_an_internvl_side_that_does_not_merge_is_named(folders: Path) -> None:
+    recipe = {"sizing": "square", "kernel": "bicubic", "mean": (0, 0, 0), "std": (1, 1, 1)}
+    odd = PixelRecipe(**recipe, side=40)
+    model = reward_on("internvl", folders / "internvl", preprocessing=odd)
+    with pytest.raises(UserError, match=r"40 x 40.*multiples of 16"):
+        score(model, clips(1))
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_a_language_model_sees_the_order_of_frames(folders: Path, name: str) -> None:
+    model, frames = reward_on(name, folders / name), clips(1)
+    assert (score(model, frames) - score(model, frames.flip(2))).abs().max() > 1e-6
+
+
+def test_an_internvl_tokenizer_keeps_its_own_marks(tmp_path: Path) -> None:
+    from rewards.backbones.internvl import marks
+    from rewards.tokens import INTERNVL_MARKS, load_tokenizer, train_tokenizer
+
+    plain = train_tokenizer(CAPTIONS, vocab_size=300)
+    assert marks(plain) == ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+    plain.add_tokens(list(INTERNVL_MARKS), special_tokens=True)
+    plain.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path), dimensions=("prompt_following",))
+    assert marks(loaded) == INTERNVL_MARKS
+    assert len(loaded) == len(plain) + 1  # the reward token
 
 
 def test_videomae_equals_transformers_at_its_own_size_and_stretches_to_any(folders: Path) -> None:
@@ -177,13 +226,14 @@ def test_a_backbone_of_another_kind_and_a_folder_without_one_are_named(
         reward_on("vjepa2", tmp_path / "empty")
 
 
-def test_a_tiny_qwen3_is_pre_trained_like_a_tiny_qwen2_5() -> None:
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "internvl"])
+def test_a_tiny_one_of_another_family_is_pre_trained_like_a_tiny_qwen2_5(model_type: str) -> None:
     torch.manual_seed(0)
     config = tiny_pretrain_config(steps=4)
-    named = config.foundational.model_copy(update={"family": "qwen3_vl"})
+    named = config.foundational.model_copy(update={"family": model_type})
     config = config.model_copy(update={"foundational": named, "words_share": 0.5})
     model = build_models(config, CAPTIONS)["foundational"]
-    assert model.backbone.config.model_type == "qwen3_vl"
+    assert model.backbone.config.model_type == model_type
     before = {name: p.detach().clone() for name, p in model.backbone.named_parameters()}
     windows = (torch.stack([smooth_clip(i) for i in range(8)]) * 255).byte()
     PRETRAIN["foundational"](model, config, windows, CAPTIONS)

@@ -14,15 +14,17 @@ from torch import Tensor
 from annotation.records import read_preferences
 from reelhf.errors import UserError
 from rewards.data import UNREADABLE, load_clips, load_tasks
+from rewards.ensemble import EnsembleReward
 from rewards.evaluation.held_out import evaluate_rewards
 from rewards.generative import GenerativeConfig, GenerativeReward
+from rewards.heads import set_heads
 from rewards.module import RewardModule
 from rewards.tokens import train_tokenizer
 from rewards.train import train_rewards
 from rewards.training.config import RewardTrainConfig
 
 TINY = ("foundational", "motion", "aesthetic")
-NAMES = (*TINY, *WRITERS, "generative")
+NAMES = (*TINY, *WRITERS, "generative", "ensemble", "heads")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RewardMo
     folder, made = tmp_path_factory.mktemp("bad"), tiny_models()
     config = GenerativeConfig(**SIZES, vision_layers=1, area=32 * 32, num_frames=4, asks="single")
     made["generative"] = GenerativeReward(config, train_tokenizer(CAPTIONS, vocab_size=300))
+    made["ensemble"] = EnsembleReward([tiny_models(seed)["foundational"] for seed in (0, 1)])
+    made["heads"] = tiny_models()["foundational"]
+    set_heads(made["heads"], 3)
+    made["heads"].freeze()
 
     def get(name: str) -> RewardModule:
         if name not in made:
@@ -90,7 +96,7 @@ def test_a_clip_of_one_grey_is_scored_with_a_finite_gradient(
     assert frames.grad is not None and frames.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [*TINY, "generative"])
+@pytest.mark.parametrize("name", [*TINY, "generative", "internvl", "ensemble", "heads"])
 @pytest.mark.parametrize("fps", [None, 0.0, -3.0, float("nan"), torch.tensor([8.0, 0.0])])
 def test_a_missing_or_impossible_rate_is_named(
     models: Callable[[str], RewardModule], name: str, fps: object
@@ -100,7 +106,7 @@ def test_a_missing_or_impossible_rate_is_named(
         values(models(name), frames, fps=fps)
 
 
-@pytest.mark.parametrize("name", ["foundational", "motion", "generative"])
+@pytest.mark.parametrize("name", ["foundational", "motion", "generative", "internvl", "ensemble"])
 def test_an_empty_prompt_is_named_where_it_is_read(
     models: Callable[[str], RewardModule], name: str
 ) -> None:
@@ -126,6 +132,21 @@ def test_a_prompt_longer_than_the_context_is_cut_with_a_warning_or_refused(
     finally:
         model.settings = own
     text = model.backbone.config.text_config
+    try:
+        text.max_position_embeddings, kept = 10, text.max_position_embeddings
+        with pytest.raises(UserError, match="the backbone reads 10"):
+            values(model, frames)
+    finally:
+        text.max_position_embeddings = kept
+
+
+@pytest.mark.parametrize("name", ["generative", "internvl", "ensemble", "heads"])
+def test_a_clip_and_prompt_longer_than_any_backbone_reads_are_named(
+    models: Callable[[str], RewardModule], name: str
+) -> None:
+    model, frames = models(name), smooth_clip(0)[None]
+    first = model.members[0] if name == "ensemble" else model
+    text = first.backbone.config.text_config
     try:
         text.max_position_embeddings, kept = 10, text.max_position_embeddings
         with pytest.raises(UserError, match="the backbone reads 10"):

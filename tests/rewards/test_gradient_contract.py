@@ -16,9 +16,11 @@ from tiny_rewards import AESTHETIC, CAPTIONS, FOUNDATIONAL, MOTION, SIZES, smoot
 from torch import Tensor
 
 from rewards.aesthetic import AestheticReward
+from rewards.backbones import LANGUAGE
 from rewards.ensemble import EnsembleReward
 from rewards.foundational import FoundationalReward
 from rewards.generative import GenerativeConfig, GenerativeReward
+from rewards.heads import set_heads
 from rewards.lora import LoraSettings, add_lora
 from rewards.module import RewardModule
 from rewards.motion import MotionReward
@@ -32,14 +34,34 @@ HEADS: dict[str, Callable[[], RewardModule]] = {
     "foundational_uncertain": lambda: uncertain(FoundationalReward, FOUNDATIONAL, "foundational"),
     "motion_uncertain": lambda: uncertain(MotionReward, MOTION, "motion"),
     "aesthetic_uncertain": lambda: uncertain(AestheticReward, AESTHETIC, "aesthetic"),
+    "motion_sub_scores": lambda: also_scoring(MotionReward, MOTION, SUB_SCORES, "motion"),
+    "texture": lambda: also_scoring(AestheticReward, AESTHETIC, ("texture_quality",), "aesthetic"),
     "ensemble": lambda: ensemble(),
+    "foundational_heads": lambda: several_heads(tiny_models()["foundational"]),
+    "motion_heads": lambda: several_heads(tiny_models()["motion"]),
+    "aesthetic_heads": lambda: several_heads(tiny_models()["aesthetic"]),
+    "motion_uncertain_heads": lambda: several_heads(HEADS["motion_uncertain"]()),
     "generative": lambda: generative(),
     "generative_qwen3": lambda: generative(family="qwen3_vl"),
+    "generative_internvl": lambda: generative(family="internvl"),
     "generative_single": lambda: generative(asks="single"),
 }
-WITH_DELTAS = ("qwen3_vl_lora", "vjepa2_lora")
-READS_TOKENS = ("qwen2_5_vl_tokens", "qwen3_vl_tokens")
+SUB_SCORES = ("motion_quality", "motion_artefacts", "motion_amplitude", "motion_vividness")
+WITH_DELTAS = ("qwen3_vl_lora", "internvl_lora", "vjepa2_lora")
+READS_TOKENS = ("qwen2_5_vl_tokens", "qwen3_vl_tokens", "internvl_tokens")
 NAMES = (*HEADS, *WRITERS, *READS_TOKENS, *WITH_DELTAS)
+
+
+def also_scoring(
+    kind: type, settings: object, dimensions: tuple[str, ...], name: str
+) -> RewardModule:
+    torch.manual_seed(0)
+    model = kind(
+        settings.model_copy(update={"dimensions": dimensions}), tiny_models()[name].tokenizer
+    )
+    if hasattr(model, "words"):
+        model.words.count(model.encode_prompts(CAPTIONS))
+    return model.freeze()
 
 
 def uncertain(kind: type, settings: object, name: str) -> RewardModule:
@@ -55,7 +77,17 @@ def generative(**settings: object) -> RewardModule:
     return GenerativeReward(GENERATIVE.model_copy(update=settings), tokenizer).freeze()
 
 
-def ensemble() -> RewardModule:
+def several_heads(model: RewardModule) -> RewardModule:
+    torch.manual_seed(2)
+    set_heads(model, 3)
+    model.head_std.fill_(0.1)
+    if model.settings.uncertainty:
+        for head in model.other_heads:
+            torch.nn.init.normal_(head.spread.weight, std=0.1)
+    return model.freeze()
+
+
+def ensemble() -> EnsembleReward:
     members = [tiny_models(seed)["motion"] for seed in (0, 1)]
     for member in members:
         member.std.fill_(0.1)
@@ -188,7 +220,7 @@ def test_bfloat16_turns_it_by_next_to_nothing(
     assert cosine > 0.999
 
 
-@pytest.mark.parametrize("name", ["foundational", "qwen2_5_vl", "qwen3_vl", *READS_TOKENS])
+@pytest.mark.parametrize("name", ["foundational", *LANGUAGE, *READS_TOKENS])
 def test_what_is_read_before_the_prompt_is_moved_by_it_by_exactly_nothing(
     make: Callable[[str], RewardModule], name: str
 ) -> None:

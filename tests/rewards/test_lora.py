@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from reelhf.errors import UserError
 from rewards import load_reward
+from rewards.backbones import LANGUAGE
 from rewards.commands import app
 from rewards.lora import LoraSettings, add_lora, merge_lora, merge_reward
 from rewards.module import RewardModule
@@ -87,8 +88,9 @@ def test_merging_keeps_the_scores_and_needs_no_other_folder(
         merge_reward(tmp_path / folder, tmp_path / "twice")
 
 
-def test_deltas_begin_at_nothing_and_reach_the_reward_tokens(tmp_path: Path) -> None:
-    model = reward_on("qwen2_5_vl", tmp_path / "q")
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_deltas_begin_at_nothing_and_reach_the_reward_tokens(tmp_path: Path, name: str) -> None:
+    model = reward_on(name, tmp_path / "q")
     before = score(model)
     model.requires_grad_(True)
     prepare(model, RewardTrainConfig(lora=LORA))

@@ -18,6 +18,7 @@ from tiny_rewards import CAPTIONS, smooth_clip
 from torch import Tensor
 
 from rewards.backbones.image import Clip, Siglip, Siglip2
+from rewards.backbones.internvl import InternVL
 from rewards.backbones.language import Qwen3, Qwen25
 from rewards.backbones.video import VideoMae, VJepa2
 from rewards.preprocess import (
@@ -62,14 +63,19 @@ def ours(name: str, frames: Tensor, *, clamp: bool) -> tuple[Tensor, PixelRecipe
         recipe = recipe.model_copy(update={"clamp": clamp})
         (patches, grid), recipe = qwen(recipe, bounds[way], patch, frames)
         return patches, recipe, grid
-    if name == "vjepa2":
+    if name == "internvl":
+        recipe = InternVL().recipe_of(
+            SimpleNamespace(vision_config=SimpleNamespace(image_size=[56, 56]))
+        )
+        recipe = recipe.model_copy(update={"clamp": clamp})
+    elif name == "vjepa2":
         recipe = VJepa2().recipe(SimpleNamespace(crop_size=64))
     else:
         recipe = VideoMae().recipe(SimpleNamespace(image_size=48))
     return recipe(frames).transpose(1, 2), recipe, None
 
 
-NAMES = ("qwen2_5_up", "qwen2_5_down", "qwen3_up", "qwen3_down", "vjepa2", "videomae")
+NAMES = ("qwen2_5_up", "qwen2_5_down", "qwen3_up", "qwen3_down", "internvl", "vjepa2", "videomae")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -183,6 +189,26 @@ def test_the_text_of_a_qwen3_clip_equals_its_processors(num_frames: int) -> None
     tokenizer = train_tokenizer([*CAPTIONS, "<0.3 seconds>"], vocab_size=320)
     tokens = Qwen3().video_tokens(
         grid, merge=2, temporal=2, num_frames=num_frames, fps=fps, tokenizer=tokenizer
+    )
+    assert tokenizer.decode(tokens).replace(" ", "") == text.replace(" ", "")
+
+
+def test_the_text_of_an_internvl_clip_equals_its_processors() -> None:
+    from transformers.models.internvl.processing_internvl import InternVLProcessor
+
+    grid = (3, 4, 6)  # 2 x 3 places per frame
+    stand_in = SimpleNamespace(
+        start_image_token="<img>",
+        image_token="<IMG_CONTEXT>",
+        end_image_token="</img>",
+        image_seq_length=6,
+    )
+    frames = {"pixel_values_videos": torch.zeros(1, 3, 1)}
+    text = InternVLProcessor.replace_video_token(stand_in, frames, 0)
+    tokenizer = train_tokenizer([*CAPTIONS, "Frame1: Frame2: Frame3:"], vocab_size=320)
+    tokenizer.add_tokens(["<img>", "<IMG_CONTEXT>", "</img>"], special_tokens=True)
+    tokens = InternVL().video_tokens(
+        grid, merge=2, temporal=1, num_frames=3, fps=8.0, tokenizer=tokenizer
     )
     assert tokenizer.decode(tokens).replace(" ", "") == text.replace(" ", "")
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_rewards import CAPTIONS, smooth_clip, tiny_models, write_tiny_preferences
 from torch import Tensor
+from zero_worker import launch
 
 from reelhf.errors import UserError
 from rewards import load_composite, load_reward
@@ -24,7 +21,6 @@ from rewards.train import train_rewards
 from rewards.training import trainer
 from rewards.training.config import RewardTrainConfig
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 BRIGHTNESS = [random.Random(i).random() for i in range(400)]
 MODELS = ("motion", "aesthetic")
 
@@ -219,33 +215,6 @@ def test_a_dimension_nobody_knows_is_named(root: Path, tmp_path: Path) -> None:
 
 
 # Several processes
-
-
-def launch(root: Path, out: Path, processes: int, *words: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
-    done = subprocess.run(
-        [
-            *command,
-            f"--master_port={port}",
-            str(Path(__file__).with_name("zero_worker.py")),
-            *map(str, (root, out)),
-            *words,
-        ],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-            "DS_ACCELERATOR": "cpu",
-        },
-        capture_output=True,
-        text=True,
-        timeout=580,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])

@@ -51,6 +51,7 @@ def _encoder(name: str, **options: Any) -> Callable[[Path], None]:
 WRITERS: dict[str, Callable[[Path], None]] = {
     "qwen2_5_vl": _language("qwen2_5_vl"),
     "qwen3_vl": _language("qwen3_vl"),
+    "internvl": _language("internvl"),
     "vjepa2": _encoder(
         "VJEPA2",
         crop_size=32,
@@ -67,22 +68,22 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def write_backbone(name: str, folder: Path) -> str:
+def write_backbone(name: str, folder: Path, *, seed: int = 0) -> str:
     """Save a tiny random checkpoint of a family; returns the folder as a `backbone`."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
     WRITERS[name](folder)
     return str(folder)
 
 
-def reward_on(name: str, folder: Path, **settings: Any) -> RewardModule:
+def reward_on(name: str, folder: Path, *, seed: int = 0, **settings: Any) -> RewardModule:
     """The reward model that stands on the checkpoint of a family, loaded from its folder as a user's would be, frozen."""
     if not (folder / "config.json").is_file():
-        write_backbone(name, folder)
+        write_backbone(name, folder, seed=seed)
     settings = {"backbone": str(folder), **settings}
-    torch.manual_seed(1)
+    torch.manual_seed(1 + seed)
     model: RewardModule
-    if name in ("qwen2_5_vl", "qwen3_vl"):
+    if name in LANGUAGE:
         tokenizer = load_tokenizer(str(folder), dimensions=FOUNDATIONAL.dimensions)
         model = FoundationalReward(FOUNDATIONAL.model_copy(update=settings), tokenizer)
         if model.settings.reads == "all":

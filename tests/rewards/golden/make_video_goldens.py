@@ -36,7 +36,12 @@ def import_processors(torchvision: str) -> dict[str, object]:
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in OPERATORS:
         library.define(f"{name}(Tensor x) -> Tensor")
-    from transformers import Qwen2VLVideoProcessor, VideoMAEVideoProcessor, VJEPA2VideoProcessor
+    from transformers import (
+        InternVLVideoProcessor,
+        Qwen2VLVideoProcessor,
+        VideoMAEVideoProcessor,
+        VJEPA2VideoProcessor,
+    )
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
     def size(bounds: tuple[int, int]) -> dict[str, int]:
@@ -51,6 +56,7 @@ def import_processors(torchvision: str) -> dict[str, object]:
             f"qwen3_{way}": Qwen3VLVideoProcessor(size=size(b), cap_pixels_per_frame=False)
             for way, b in CLIP_BOUNDS.items()
         },
+        "internvl": InternVLVideoProcessor(size={"height": 56, "width": 56}),
         "vjepa2": VJEPA2VideoProcessor(crop_size=64),
         "videomae": VideoMAEVideoProcessor(
             size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}
