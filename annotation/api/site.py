@@ -120,11 +120,12 @@ async def read_json(request: Request) -> dict[str, Any]:
     body = await read_body(request)
     try:
         raw = json.loads(body or b"{}")
+        storable = b"\\u" not in body or _storable(raw)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, "the request is not JSON") from error
     if not isinstance(raw, dict):
         raise HTTPException(400, "the request is not a JSON object")
-    if b"\\u" in body and not _storable(raw):
+    if not storable:
         raise HTTPException(400, "a text holds a NUL or half a character")
     return raw
 

@@ -317,6 +317,18 @@ def test_numbers_of_any_size_are_refused_and_break_nothing(site, number):
     assert store.counts()["judgments"] <= (not no_number)
 
 
+def test_no_depth_of_nesting_is_one_that_can_be_read_but_not_looked_through(site):
+    _, client = site
+    headers = sign_in(client, "ann0")
+    for depth in range(900, 1000):  # around Python's limit, wherever this request meets it
+        body = '{"reason": "\\u0041", "note": ' + "[" * depth + "]" * depth + "}"
+        assert client.post("/api/skip", content=body, headers=headers).status_code in (
+            400,
+            404,
+            422,
+        )
+
+
 def test_a_body_that_never_ends_is_cut_off_not_kept(new_project):
     store = new_project(tasks=1)
     with (
