@@ -19,7 +19,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 from fastapi.testclient import TestClient
 
 from annotation.alerts import AlertsConfig, look, quality_alarms
@@ -304,21 +303,6 @@ def test_watch_looks_once_and_says_what_it_saw(new_project, capsys):
     with pytest.raises(SystemExit):
         main(["annotate", "watch", str(store.media.parent)])
     assert "alerts.webhook_url" in capsys.readouterr().err
-
-
-# --- deployment files ---
-
-
-def test_the_commands_of_the_deployment_files_exist(capsys):
-    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
-    assert set(compose["services"]) == {"database", "app", "proxy"}
-    text = compose["services"]["app"]["command"] + (ROOT / "deploy" / "README.md").read_text()
-    for verb in ("init", "serve", "watch", "tasks create"):
-        main(["annotate", *verb.split(), "--help"])
-        helped = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-        for line in re.findall(rf"reelhf annotate {verb} ([^`&\n]*)", text):
-            for option in re.findall(r"--[a-z-]+", line):
-                assert option in helped, (verb, option)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux deals out connections")
