@@ -7,15 +7,14 @@ file through Gradio and stores nothing there. Every word on it comes from `stati
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from annotation import pages
 from annotation.claims import FLAG_KINDS, SKIP_REASONS
+from annotation.pages import button
 from annotation.records import DIMENSIONS, LETTERS, SCORES
+from annotation.verdicts import MAX_NOTE
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -24,127 +23,169 @@ if TYPE_CHECKING:
     from annotation.config import AnnotateConfig
 
 PLAYER = '<div id="player" role="group"></div>'
-SCRIPTS = ("player.js", "answers.js", "outbox.js", "annotate.js")
+SCRIPTS = (
+    "player.js",
+    "answers.js",
+    "storage.js",
+    "drafts.js",
+    "outbox.js",
+    "site.js",
+    "annotate.js",
+)
 ROWS = range(len(DIMENSIONS))
-
-
-@lru_cache(maxsize=1)
-def strings() -> dict[str, dict[str, str]]:
-    """Language -> name -> what the page says."""
-    path = Path(__file__).parent / "static" / "strings.json"
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+LISTENING = ("best", "worst", "status", "score")
+"""What the script calls the four radios of a row."""
 
 
 @dataclass
 class Page:
-    """The components that the script fills, in the order in which it returns their values."""
+    """The components of the page, by where they stand."""
 
-    view: list[Any] = field(default_factory=list)
-    """What changes with the task."""
-    words: list[Any] = field(default_factory=list)
-    """What changes with the language alone."""
+    top: dict[str, Any]
+    rows: list[tuple[Any, ...]]
+    heads: list[Any]
+    parts: dict[str, Any]
+
+    def view(self) -> list[Any]:
+        """What changes with the task, in the order in which the script returns it."""
+        part = self.parts
+        of_rows = [component for column in zip(*self.rows, strict=True) for component in column]
+        names = (
+            "veto_text",
+            "confirm_text",
+            "worse",
+            "feedback",
+            "note",
+            "status",
+            "done",
+            "guidelines",
+        )
+        last = [part[name] for name in names]
+        return [part["prompt"], self.top["progress"], *self.heads, *of_rows, *last]
+
+    def words(self) -> list[Any]:
+        """What changes with the language alone."""
+        part, top = self.parts, self.top
+        bar = [top[name] for name in ("theme", "language", "guide", "help", "flagged", "sign_out")]
+        names = (
+            "another",
+            "no_pair",
+            "confirm",
+            "unconfirm",
+            "cancel_skip",
+            "cancel_flag",
+            "go_on",
+        )
+        names += ("back", "flag_button", "skip_button", "submit", "keys")
+        others = [row[3] for row in self.rows]
+        last = [part[name] for name in ("skip", "flag", "note", "prompt")]
+        return [*bar, *(part[name] for name in names), *others, *last]
 
 
 def build(*, title: str = "ReelHF annotation") -> gr.Blocks:
     """The page, without data: the browser fills it from `/api/claim`."""
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio as gr
 
-    say = strings()["en"]
-    with gr.Blocks(title=title, analytics_enabled=False, fill_width=True) as page:
-        parts = Page()
-        with gr.Row(elem_id="topbar"):
-            gr.Markdown("**ReelHF**", elem_id="brand")
-            progress = gr.Markdown("", elem_id="progress")
-            language = _button(say["language"], "language", size="sm", min_width=60)
-            theme = _button(say["dark"], "theme", size="sm", min_width=60)
-            guide = _button(say["guide_button"], "guide-button", size="sm", min_width=90)
-            helper = _button(say["help_button"], "help-button", size="sm", min_width=90)
-            leave = _button(say["sign_out"], "sign-out", size="sm", min_width=80)
+    say = pages.strings()["en"]
+    with pages.blocks(title) as blocks:
+        top = _top_bar(say)
         with gr.Column(elem_id="work"):
-            prompt = gr.Textbox(
-                label=say["prompt"], interactive=False, lines=1, max_lines=6, elem_id="prompt"
-            )
+            parts: dict[str, Any] = {"prompt": prompt_box(say)}
             gr.HTML(PLAYER, elem_id="player-box", apply_default_css=False)
             heads, rows = _questions(say)
-            veto_text, another, no_pair = _veto_panel(say)
-            confirm_text, worse, confirm, unconfirm = _confirm_panel(say)
-            reason, cancel_skip = _reason_panel("skip", SKIP_REASONS, say)
-            flag, cancel_flag = _reason_panel("flag", FLAG_KINDS, say)
-            with gr.Row(elem_id="feedback"):
-                feedback = gr.Markdown("", elem_id="feedback-text")
-                go_on = _button(say["go_on"], "go-on", variant="primary", size="sm")
-            with gr.Row(elem_id="actions"):
-                note = gr.Textbox(
-                    placeholder=say["note"],
-                    interactive=True,  # Gradio would freeze what is only ever an output
-                    show_label=False,
-                    container=False,
-                    lines=1,
-                    max_lines=1,
-                    max_length=2000,
-                    elem_id="note",
-                )
-                status = gr.Markdown("", elem_id="status")
-                back = _button(say["back"], "back", min_width=90)
-                flag_button = _button(say["flag"], "flag-button", min_width=80)
-                skip_button = _button(say["skip"], "skip", min_width=80)
-                submit = _button(say["submit"], "submit", variant="primary", min_width=120)
-        done = gr.Markdown("", elem_id="done")
-        keys = gr.Markdown(say["keys"], elem_id="shortcuts")
-        guidelines = gr.Markdown("", elem_id="guidelines")
-        refresh = gr.Button("refresh", elem_id="refresh")  # clicked by the script after a key press
+            parts |= _veto_panel(say) | _confirm_panel(say)
+            parts |= _reason_panel("skip", SKIP_REASONS, say)
+            parts |= _reason_panel("flag", FLAG_KINDS, say)
+            parts |= _feedback_panel(say) | _actions(say)
+        parts["done"] = gr.Markdown("", elem_id="done")
+        parts["keys"] = gr.Markdown(say["keys"], elem_id="shortcuts")
+        parts["guidelines"] = gr.Markdown("", elem_id="guidelines")
+        parts["refresh"] = button("refresh", "refresh")  # clicked by the script after a key press
+        _listen(blocks, Page(top, rows, heads, parts))
+    return blocks
 
-        parts.view = [prompt, progress, *heads]
-        parts.view += [component for column in zip(*rows, strict=True) for component in column]
-        parts.view += [veto_text, confirm_text, worse, feedback, note, status, done]
-        parts.words = [theme, language, guide, helper, leave, another, no_pair, confirm, unconfirm]
-        parts.words += [cancel_skip, cancel_flag, go_on, back, flag_button, skip_button, submit]
-        parts.words += [keys, guidelines, *(row[3] for row in rows), reason, flag, note, prompt]
 
-        def on(
-            trigger: Any, call: str, inputs: list[Any] | None = None, *, all_words: bool = False
-        ) -> None:
-            outputs = parts.view + parts.words if all_words else parts.view
-            trigger(
-                fn=None,
-                js=call,
-                inputs=inputs,
-                outputs=outputs,
-                queue=False,
-                show_progress="hidden",
-            )
+def _listen(blocks: gr.Blocks, page: Page) -> None:
+    """Wires every event to the function of the script that answers it."""
+    view, words, part, top = page.view(), page.words(), page.parts, page.top
+    everything = {
+        blocks.load: f"() => window.reelhf.start({len(view)}, {len(words)})",
+        top["language"].click: "() => window.reelhf.switchLanguage()",
+        top["theme"].click: "() => window.reelhf.switchTheme()",
+    }
+    for trigger, call in everything.items():
+        pages.in_browser(trigger, call, None, view + words)
+    clicks = {
+        "refresh": "render()",
+        "another": "chooseAnother()",
+        "no_pair": "noValidPair()",
+        "confirm": "confirm()",
+        "skip_button": "openPanel('skip')",
+        "flag_button": "openPanel('flag')",
+        "cancel_skip": "closePanels()",
+        "cancel_flag": "closePanels()",
+        "unconfirm": "closePanels()",
+        "back": "back()",
+        "go_on": "goOn()",
+        "submit": "submit()",
+    }
+    for name, call in clicks.items():
+        pages.in_browser(part[name].click, f"() => window.reelhf.{call}", None, view)
+    for name, call in {
+        "guide": "toggle('guide')",
+        "help": "toggle('help')",
+        "flagged": "toFlagged()",
+        "sign_out": "signOut()",
+    }.items():
+        pages.in_browser(top[name].click, f"() => window.reelhf.{call}", None, view)
+    inputs = {part["worse"]: "markWorse(v)", part["skip"]: "skip(v)", part["flag"]: "flag(v)"}
+    for index, row in enumerate(page.rows):
+        for kind, radio in zip(LISTENING, row[1:], strict=True):
+            inputs[radio] = f"picked({index}, '{kind}', v)"
+    for component, call in inputs.items():
+        pages.in_browser(component.input, f"(v) => window.reelhf.{call}", [component], view)
 
-        sizes = f"{len(parts.view)}, {len(parts.words)}"
-        on(page.load, f"() => window.reelhf.start({sizes})", all_words=True)
-        on(refresh.click, "() => window.reelhf.render()")
-        on(language.click, "() => window.reelhf.switchLanguage()", all_words=True)
-        on(theme.click, "() => window.reelhf.switchTheme()", all_words=True)
-        for index, (_, best, worst, other, score) in enumerate(rows):
-            for kind, radio in (
-                ("best", best),
-                ("worst", worst),
-                ("status", other),
-                ("score", score),
-            ):
-                on(radio.input, f"(v) => window.reelhf.picked({index}, '{kind}', v)", [radio])
-        on(another.click, "() => window.reelhf.chooseAnother()")
-        on(no_pair.click, "() => window.reelhf.noValidPair()")
-        on(worse.input, "(v) => window.reelhf.markWorse(v)", [worse])
-        on(confirm.click, "() => window.reelhf.confirm()")
-        on(skip_button.click, "() => window.reelhf.openPanel('skip')")
-        on(flag_button.click, "() => window.reelhf.openPanel('flag')")
-        for cancel in (cancel_skip, cancel_flag, unconfirm):
-            on(cancel.click, "() => window.reelhf.closePanels()")
-        on(reason.input, "(v) => window.reelhf.skip(v)", [reason])
-        on(flag.input, "(v) => window.reelhf.flag(v)", [flag])
-        on(back.click, "() => window.reelhf.back()")
-        on(go_on.click, "() => window.reelhf.goOn()")
-        on(submit.click, "() => window.reelhf.submit()")
-        on(guide.click, "() => window.reelhf.toggle('guide')")
-        on(helper.click, "() => window.reelhf.toggle('help')")
-        on(leave.click, "() => window.reelhf.signOut()")
-    return page
+
+def _top_bar(say: dict[str, str]) -> dict[str, Any]:
+    import gradio as gr
+
+    with gr.Row(elem_id="topbar"):
+        gr.Markdown("**ReelHF**", elem_id="brand")
+        return {
+            "progress": gr.Markdown("", elem_id="progress"),
+            "flagged": button(say["to_flagged"], "to-flagged", size="sm", min_width=70),
+            "language": button(say["language"], "language", size="sm", min_width=60),
+            "theme": button(say["dark"], "theme", size="sm", min_width=60),
+            "guide": button(say["guide_button"], "guide-button", size="sm", min_width=90),
+            "help": button(say["help_button"], "help-button", size="sm", min_width=90),
+            "sign_out": button(say["sign_out"], "sign-out", size="sm", min_width=80),
+        }
+
+
+def prompt_box(say: dict[str, str]) -> gr.Textbox:
+    """The prompt of a task, to be read."""
+    import gradio as gr
+
+    return gr.Textbox(
+        label=say["prompt"], interactive=False, lines=1, max_lines=6, elem_id="prompt"
+    )
+
+
+def note_box(say: dict[str, str]) -> gr.Textbox:
+    """A line for whoever wants to say why."""
+    import gradio as gr
+
+    return gr.Textbox(
+        placeholder=say["note"],
+        label=say["note"],
+        interactive=True,  # Gradio would freeze what is only ever an output
+        show_label=False,
+        container=False,
+        lines=1,
+        max_lines=1,
+        max_length=MAX_NOTE,
+        elem_id="note",
+    )
 
 
 def _questions(say: dict[str, str]) -> tuple[list[Any], list[tuple[Any, ...]]]:
@@ -172,52 +213,72 @@ def _questions(say: dict[str, str]) -> tuple[list[Any], list[tuple[Any, ...]]]:
     return heads, rows
 
 
-def _veto_panel(say: dict[str, str]) -> tuple[Any, ...]:
+def _veto_panel(say: dict[str, str]) -> dict[str, Any]:
     import gradio as gr
 
     with gr.Row(elem_id="veto", elem_classes="strip"):
-        return (
-            gr.Markdown("", elem_id="veto-text"),
-            _button(say["another"], "veto-another", size="sm"),
-            _button(say["no_pair"], "veto-none", size="sm"),
-        )
+        return {
+            "veto_text": gr.Markdown("", elem_id="veto-text"),
+            "another": button(say["another"], "veto-another", size="sm"),
+            "no_pair": button(say["no_pair"], "veto-none", size="sm"),
+        }
 
 
-def _confirm_panel(say: dict[str, str]) -> tuple[Any, ...]:
+def _confirm_panel(say: dict[str, str]) -> dict[str, Any]:
     import gradio as gr
 
     with gr.Row(elem_id="confirm", elem_classes="strip"):
-        return (
-            gr.Markdown("", elem_id="confirm-text"),
-            gr.CheckboxGroup(
+        return {
+            "confirm_text": gr.Markdown("", elem_id="confirm-text"),
+            "worse": gr.CheckboxGroup(
                 [str(index + 1) for index in ROWS],
                 label=say["confirm_worse"],
                 show_label=False,
                 container=False,
                 elem_id="worse",
             ),
-            _button(say["confirm_yes"], "confirm-yes", size="sm", variant="primary"),
-            _button(say["cancel"], "confirm-cancel", size="sm"),
-        )
+            "confirm": button(say["confirm_yes"], "confirm-yes", size="sm", variant="primary"),
+            "unconfirm": button(say["cancel"], "confirm-cancel", size="sm"),
+        }
 
 
-def _reason_panel(name: str, reasons: tuple[str, ...], say: dict[str, str]) -> tuple[Any, Any]:
+def _reason_panel(name: str, reasons: tuple[str, ...], say: dict[str, str]) -> dict[str, Any]:
     import gradio as gr
 
     with gr.Row(elem_id=f"{name}-panel", elem_classes="strip reasons"):
-        radio = gr.Radio(
-            [(say[f"{name}_{reason}"], reason) for reason in reasons],
-            label=say[f"{name}_why"],
-            elem_id=f"{name}-reason",
-            container=False,
-        )
-        return radio, _button(say["cancel"], f"{name}-cancel", size="sm")
+        return {
+            name: gr.Radio(
+                [(say[f"{name}_{reason}"], reason) for reason in reasons],
+                label=say[f"{name}_why"],
+                elem_id=f"{name}-reason",
+                container=False,
+            ),
+            f"cancel_{name}": button(say["cancel"], f"{name}-cancel", size="sm"),
+        }
 
 
-def _button(text: str, elem_id: str, **look: Any) -> gr.Button:
+def _feedback_panel(say: dict[str, str]) -> dict[str, Any]:
     import gradio as gr
 
-    return gr.Button(text, elem_id=elem_id, **look)
+    with gr.Row(elem_id="feedback"):
+        return {
+            "feedback": gr.Markdown("", elem_id="feedback-text"),
+            "go_on": button(say["go_on"], "go-on", variant="primary", size="sm"),
+        }
+
+
+def _actions(say: dict[str, str]) -> dict[str, Any]:
+    import gradio as gr
+
+    with gr.Row(elem_id="actions"):
+        return {
+            "note": note_box(say),
+            "status": gr.Markdown("", elem_id="status"),
+            "back": button(say["back"], "back", min_width=90),
+            "flag_button": button(say["flag"], "flag-button", min_width=80),
+            "skip_button": button(say["skip"], "skip", min_width=80),
+            "submit": button(say["submit"], "submit", variant="primary", min_width=120),
+        }
 
 
 def _letters(choices: list[Any], label: str, classes: str) -> gr.Radio:
@@ -229,31 +290,6 @@ def _letters(choices: list[Any], label: str, classes: str) -> gr.Radio:
 
 
 def mount(app: FastAPI, config: AnnotateConfig) -> None:
-    """Mounts the page at `/`. The app's `Gate` asks for a session before anything of it is served."""
-    import gradio as gr
-
-    fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
-    theme = gr.themes.Base(
-        primary_hue="indigo",
-        neutral_hue="slate",
-        font=fonts,
-        font_mono=("ui-monospace", "Consolas", "monospace"),
-    )
-    gr.mount_gradio_app(
-        app,
-        build(title=config.title),
-        path="/",
-        theme=theme,
-        # not `css_paths`: Gradio rewrites those selectors, and rules that start at `body` are lost
-        head=f'<link rel="stylesheet" href="{config.root_path}/annotate/annotate.css">'
-        + "".join(
-            f'<script src="{config.root_path}/annotate/{name}"></script>' for name in SCRIPTS
-        ),
-        root_path=config.root_path or None,
-        run_history=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        footer_links=[],
-        show_error=False,
-        blocked_paths=["/"],
-    )
+    """Mounts the page at `/`, where it takes every path that is left."""
+    page = build(title=config.title)
+    pages.mount(app, page, "/", config, scripts=SCRIPTS, styles=("annotate.css",))

@@ -13,16 +13,26 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from annotation import schema as t
+from annotation.accounts import Account
+from annotation.drafts import drop_draft
 from annotation.exams import ExamResult, Graded, finish_exam, grade
 from annotation.flags import FLAGS_TO_HOLD, hold_if_reported
 from annotation.history import choices_of, is_latest, last_judged
 from annotation.records import TaskView, Verdict
 from annotation.refusals import Conflict, NotFound, Refused
-from annotation.routing import COUNTED, OPEN_TO_ME, RoutingConfig, next_assignment, why_nothing
+from annotation.routing import (
+    COUNTED,
+    OPEN_TO_ME,
+    RoutingConfig,
+    next_assignment,
+    standing,
+    why_nothing,
+)
 from annotation.rules import check_answers, settle
-from annotation.showing import own_presentation, present, view
-from annotation.store import Account, Store
+from annotation.showing import draw, keep, own_presentation, seen, view
+from annotation.store import Store
 from annotation.verdicts import check_note
+from annotation.watching import unwatched
 
 SKIP_REASONS = ("broken_clip", "unclear_prompt", "offensive", "cannot_tell", "other")
 FLAG_KINDS = tuple(FLAGS_TO_HOLD)
@@ -78,28 +88,27 @@ def claim(
     now = store.now_ms()
     with store.write() as connection:
         me = _lock(connection, t.account, account.id)  # two tabs claim one after the other
-        held = connection.execute(_held, {"me": account.id, "now": now}).first()
+        stand = standing(connection, account.id, now)
         expires = now + int(lease_seconds * 1000)
-        if held is not None:
-            presentation_id = held.presentation_id
-            _extend_lease(connection, held.task_id, account.id, now, expires)
-        else:
-            chosen = next_assignment(connection, me, routing, now)
-            if chosen is None:
-                return None
-            presentation_id = present(store, connection, chosen, account.id, now)
-            _end_lease(connection, chosen.task_id, account.id)
-            lease = {
-                "task_id": chosen.task_id,
-                "account_id": account.id,
-                "presentation_id": presentation_id,
-                "expires_ms": expires,
-            }
-            connection.execute(insert(t.lease), lease)
-        return view(
+        if stand.held is not None:
+            held = {"showing": stand.held, "me": account.id, "until": expires}
+            connection.execute(_held_longer, held)
+            return view(
+                store,
+                connection,
+                stand.held,
+                lease_seconds=lease_seconds,
+                show_opinions=routing.show_opinions,
+            )
+        chosen = next_assignment(connection, me, routing, now, stand)
+        if chosen is None:
+            return None
+        drawn = draw(store, connection, chosen, account.id, now)
+        keep(store, connection, drawn, expires=expires)
+        return seen(
             store,
             connection,
-            presentation_id,
+            drawn,
             lease_seconds=lease_seconds,
             show_opinions=routing.show_opinions,
         )
@@ -109,20 +118,6 @@ def reason_for_nothing(store: Store, account: Account, routing: RoutingConfig) -
     """Why `claim` gave nothing: `exam_failed`, `daily_limit`, `total_limit` or `empty`."""
     with store.read() as connection:
         return why_nothing(connection, account.id, routing, store.now_ms())
-
-
-_STATE_OF = {"retest": "done", "adjudication": "conflict"}
-_held = (
-    select(t.lease)
-    .join(t.task, t.task.c.id == t.lease.c.task_id)
-    .join(t.presentation, t.presentation.c.id == t.lease.c.presentation_id)
-    .where(
-        t.lease.c.account_id == sa.bindparam("me"),
-        t.lease.c.expires_ms > sa.bindparam("now"),
-        t.task.c.state == sa.case(_STATE_OF, value=t.presentation.c.purpose, else_="open"),
-    )
-    .limit(1)
-)
 
 
 # Statements of the hot path are built once: putting one together costs as much as running it.
@@ -137,26 +132,20 @@ def _lock(connection: Connection, table: sa.Table, row_id: int) -> Row[Any]:
     return connection.execute(_locked[table], {"row_id": row_id}).one()
 
 
-def _extend_lease(
-    connection: Connection, task_id: int, account_id: int, now: int, expires: int
-) -> bool:
-    """False if the lease had run out."""
-    asks = {"of_task": task_id, "of_account": account_id, "now": now, "until": expires}
-    return connection.execute(_extended, asks).rowcount > 0
-
-
 def _end_lease(connection: Connection, task_id: int, account_id: int) -> None:
     connection.execute(_ended, {"of_task": task_id, "of_account": account_id})
 
 
-_this_lease = (
+_ended = delete(t.lease).where(
     t.lease.c.task_id == sa.bindparam("of_task"),
     t.lease.c.account_id == sa.bindparam("of_account"),
 )
-_ended = delete(t.lease).where(*_this_lease)
-_extended = (
+_held_longer = (
     update(t.lease)
-    .where(*_this_lease, t.lease.c.expires_ms > sa.bindparam("now"))
+    .where(
+        t.lease.c.account_id == sa.bindparam("me"),
+        t.lease.c.presentation_id == sa.bindparam("showing"),
+    )
     .values(expires_ms=sa.bindparam("until"))
 )
 
@@ -170,11 +159,13 @@ def submit(
     *,
     revises: int | None = None,
     routing: RoutingConfig | None = None,
+    must_watch: float = 0.0,
 ) -> Receipt:
     """Stores a verdict once. The same key and verdict again returns the first receipt.
 
     Args:
         revises: the id of the judgment this one replaces; the older one stays on record.
+        must_watch: fraction of each clip that a person must have watched; what is judged anew was watched before.
     Raises: NotFound (not this annotator's presentation), Refused (the answers break a rule), Conflict (the key was used for
     another verdict, the task was already judged by this annotator, or the judgment was revised meanwhile).
     """
@@ -183,41 +174,58 @@ def submit(
         raise Refused(["the idempotency key has 8 to 80 characters"])
     said = [presentation, verdict.to_json(), *([] if revises is None else [revises])]
     payload_hash = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    with store.read() as connection:
-        shown = own_presentation(connection, account, presentation)
-        kind = connection.execute(_kind, {"task": shown.task_id}).scalar_one()
-    problems = check_answers(
-        kind, verdict.choices, dimensions=shown.dimension_order, num_clips=len(shown.clip_order)
-    )
-    problems += check_note(verdict.note)
-    if problems:
-        raise Refused(problems)
     with store.write() as connection:
-        task = _lock(connection, t.task, shown.task_id)
-        stored = connection.execute(_by_key, {"key": key}).first()
+        shown = connection.execute(
+            _showing_locked, {"token": presentation, "me": account.id}
+        ).first()
+        if shown is None:
+            raise NotFound("no such presentation")
+        problems = check_answers(
+            shown.kind,
+            verdict.choices,
+            dimensions=shown.dimension_order,
+            num_clips=len(shown.clip_order),
+        )
+        problems += check_note(verdict.note)
+        if problems:
+            raise Refused(problems)
+        stored, earlier = _said_before(connection, key, shown)
         if stored is not None:
             if stored.payload_hash != payload_hash or stored.account_id != account.id:
                 raise Conflict("this submission was already stored with other answers")
-            return _receipt(connection, stored, task, shown, verdict)
-        replaced = _replaced(connection, account, shown, revises)
-        judgment = _store(
-            connection,
-            task,
-            shown,
-            verdict,
-            idempotency_key=key,
-            payload_hash=payload_hash,
-            kind=kind,
-            simulated=account.simulated,
-            supersedes=revises,
-            revision=0 if replaced is None else replaced.revision + 1,
-            surplus=_is_surplus(task, shown) if replaced is None else replaced.surplus,
-            submitted_ms=store.now_ms(),
-        )
-        if replaced is None and not judgment.surplus and shown.purpose == "work":
-            count_judgment(connection, task)
-        _settle_conflict(connection, task.id, shown, judgment, adjudicate=routing.adjudicate)
-        _end_lease(connection, task.id, account.id)
+            return _receipt(stored, shown, verdict)
+        replaced = _replaced(earlier, shown, revises)
+        now = store.now_ms()
+        if must_watch and replaced is None and not account.simulated:
+            _require_watched(shown, verdict, must_watch, now)
+        judgment = {
+            "task_id": shown.task_id,
+            "account_id": account.id,
+            "presentation_id": shown.id,
+            "idempotency_key": key,
+            "payload_hash": payload_hash,
+            "kind": shown.kind,
+            "purpose": shown.purpose,
+            "repeat": shown.repeat,
+            "revision": 0 if replaced is None else replaced.revision + 1,
+            "supersedes": revises,
+            "surplus": _is_surplus(shown) if replaced is None else replaced.surplus,
+            "simulated": account.simulated,
+            "guideline_version": shown.guideline_version,
+            "language": verdict.language,
+            "seconds": verdict.seconds,
+            "watched_seconds": list(verdict.watched_seconds) or None,
+            "note": verdict.note,
+            "submitted_ms": now,
+        }
+        row = connection.execute(_insert_judgment, judgment).one()
+        with store.database.together(connection):
+            connection.execute(insert(t.choice), _choices(row.id, shown, verdict))
+            if replaced is None and not row.surplus and shown.purpose == "work":
+                _count_judgment(connection, shown)
+            _end_lease(connection, shown.task_id, account.id)
+            drop_draft(connection, shown.id)
+        _settle_conflict(connection, shown, adjudicate=routing.adjudicate)
         exam = None
         if shown.purpose == "exam":
             exam = finish_exam(
@@ -226,38 +234,78 @@ def submit(
                 shown.repeat,
                 routing.exam,
                 guideline_version=shown.guideline_version,
-                now=judgment.submitted_ms,
+                now=row.submitted_ms,
             )
-        return _receipt(connection, judgment, task, shown, verdict, exam)
+        return _receipt(row, shown, verdict, exam)
 
 
-_kind = select(t.task.c.kind).where(t.task.c.id == sa.bindparam("task"))
-_by_key = select(t.judgment).where(t.judgment.c.idempotency_key == sa.bindparam("key"))
-_latest = select(t.judgment).where(
-    t.judgment.c.task_id == sa.bindparam("task"),
-    t.judgment.c.account_id == sa.bindparam("me"),
-    t.judgment.c.repeat == sa.bindparam("repeat"),
-    is_latest(),
+_showing_locked = (
+    select(
+        t.presentation,
+        t.task.c.kind,
+        t.task.c.state,
+        t.task.c.need_n,
+        t.task.c.num_judgments,
+        t.task.c.answers,
+        t.task.c.shown_fps,
+        t.task.c.shown_frames,
+    )
+    .join(t.task, t.task.c.id == t.presentation.c.task_id)
+    .where(
+        t.presentation.c.token == sa.bindparam("token"),
+        t.presentation.c.account_id == sa.bindparam("me"),
+    )
+    .with_for_update(of=t.task, key_share=True)
 )
+"""One showing and its task as it is now, to be changed by nobody else until the transaction ends."""
 _counted = (
     update(t.task)
     .where(t.task.c.id == sa.bindparam("task"))
     .values(num_judgments=sa.bindparam("number"), state=sa.bindparam("new_state"))
 )
-_insert_judgment = insert(t.judgment).returning(t.judgment)
+_of_judgment = (
+    t.judgment.c.id,
+    t.judgment.c.account_id,
+    t.judgment.c.presentation_id,
+    t.judgment.c.payload_hash,
+    t.judgment.c.revision,
+    t.judgment.c.surplus,
+    t.judgment.c.submitted_ms,
+)
+_insert_judgment = insert(t.judgment).returning(*_of_judgment)
+_before = sa.union_all(
+    select(sa.true().label("same_key"), *_of_judgment).where(
+        t.judgment.c.idempotency_key == sa.bindparam("key")
+    ),
+    select(sa.false().label("same_key"), *_of_judgment).where(
+        t.judgment.c.task_id == sa.bindparam("task"),
+        t.judgment.c.account_id == sa.bindparam("me"),
+        t.judgment.c.repeat == sa.bindparam("repeat"),
+        is_latest(),
+    ),
+)
+
+
+def _said_before(
+    connection: Connection, key: str, shown: Row[Any]
+) -> tuple[Row[Any] | None, Row[Any] | None]:
+    """The judgment stored under that key, and the annotator's latest one of the task."""
+    asks = {
+        "key": key,
+        "task": shown.task_id,
+        "me": shown.account_id,
+        "repeat": shown.repeat,
+    }
+    found = {row.same_key: row for row in connection.execute(_before, asks)}
+    return found.get(True), found.get(False)
 
 
 def _receipt(
-    connection: Connection,
-    judgment: Row[Any],
-    task: Row[Any],
-    shown: Row[Any],
-    verdict: Verdict,
-    exam: ExamResult | None = None,
+    judgment: Row[Any], shown: Row[Any], verdict: Verdict, exam: ExamResult | None = None
 ) -> Receipt:
     feedback: Sequence[Graded] = ()
     if shown.purpose == "practice":
-        feedback = grade(task.answers or {}, verdict.choices, shown.clip_order)
+        feedback = grade(shown.answers or {}, verdict.choices, shown.clip_order)
     return Receipt(
         judgment.id,
         judgment.submitted_ms,
@@ -268,12 +316,8 @@ def _receipt(
     )
 
 
-def _replaced(
-    connection: Connection, account: Account, shown: Row[Any], revises: int | None
-) -> Row[Any] | None:
+def _replaced(earlier: Row[Any] | None, shown: Row[Any], revises: int | None) -> Row[Any] | None:
     """The judgment that a revision replaces; None for a first judgment. Raises Conflict where the two do not fit."""
-    asks = {"task": shown.task_id, "me": account.id, "repeat": shown.repeat}
-    earlier = connection.execute(_latest, asks).first()
     if revises is None:
         if earlier is not None:
             raise Conflict("you have already judged this task")
@@ -287,73 +331,62 @@ def _replaced(
     return earlier
 
 
-def _is_surplus(task: Row[Any], shown: Row[Any]) -> bool:
-    if shown.purpose == "work":
-        return bool(task.num_judgments >= task.need_n)
-    return shown.purpose == "adjudication" and task.state != "conflict"
-
-
-def _store(
-    connection: Connection, task: Row[Any], shown: Row[Any], verdict: Verdict, **values: Any
-) -> Row[Any]:
-    """Inserts the judgment and its choices; returns its row."""
-    judgment = connection.execute(
-        _insert_judgment,
-        {
-            "task_id": task.id,
-            "account_id": shown.account_id,
-            "presentation_id": shown.id,
-            "purpose": shown.purpose,
-            "repeat": shown.repeat,
-            "guideline_version": shown.guideline_version,
-            "language": verdict.language,
-            "seconds": verdict.seconds,
-            "watched_seconds": list(verdict.watched_seconds) or None,
-            "note": verdict.note,
-            **values,
-        },
-    ).one()
-    position = {name: index for index, name in enumerate(shown.dimension_order)}
-    connection.execute(
-        insert(t.choice),
-        [
-            {
-                "judgment_id": judgment.id,
-                "position": position[choice.dimension],
-                "admissible": admissible,
-                **asdict(choice),
-                "scores": None if choice.scores is None else list(choice.scores),
-            }
-            for choice, admissible in settle(judgment.kind, verdict.choices)
-        ],
+def _require_watched(shown: Row[Any], verdict: Verdict, fraction: float, now: int) -> None:
+    problems = unwatched(
+        verdict.watched_seconds,
+        num_clips=len(shown.clip_order),
+        clip_seconds=shown.shown_frames / shown.shown_fps,
+        fraction=fraction,
+        elapsed_seconds=(now - shown.shown_ms) / 1000,
     )
-    return judgment
+    if problems:
+        raise Refused(problems)
 
 
-def count_judgment(connection: Connection, task: Row[Any]) -> None:
+def _is_surplus(shown: Row[Any]) -> bool:
+    if shown.purpose == "work":
+        return bool(shown.num_judgments >= shown.need_n)
+    return shown.purpose == "adjudication" and shown.state != "conflict"
+
+
+def _choices(judgment_id: int, shown: Row[Any], verdict: Verdict) -> list[dict[str, Any]]:
+    """The rows of a judgment's choices."""
+    position = {name: index for index, name in enumerate(shown.dimension_order)}
+    return [
+        {
+            "judgment_id": judgment_id,
+            "position": position[choice.dimension],
+            "admissible": admissible,
+            **asdict(choice),
+            "scores": None if choice.scores is None else list(choice.scores),
+        }
+        for choice, admissible in settle(shown.kind, verdict.choices)
+    ]
+
+
+def _count_judgment(connection: Connection, shown: Row[Any]) -> None:
     """One more counted judgment; the task is done once it has as many as it wants."""
-    number = task.num_judgments + 1
-    done = number >= task.need_n and task.state == "open"
-    values = {"task": task.id, "number": number, "new_state": "done" if done else task.state}
+    number = shown.num_judgments + 1
+    done = number >= shown.need_n and shown.state == "open"
+    new_state = "done" if done else shown.state
+    values = {"task": shown.task_id, "number": number, "new_state": new_state}
     connection.execute(_counted, values)
 
 
-def _settle_conflict(
-    connection: Connection, task_id: int, shown: Row[Any], judgment: Row[Any], *, adjudicate: bool
-) -> None:
+def _settle_conflict(connection: Connection, shown: Row[Any], *, adjudicate: bool) -> None:
     """Sends a finished task to an expert while its annotators contradict each other; an expert's decision finishes it."""
     decided = shown.purpose == "adjudication"
     if not decided and not (adjudicate and shown.purpose == "work"):
         return
     if not decided:
         by_expert = select(t.judgment.c.id).where(
-            t.judgment.c.task_id == task_id, t.judgment.c.purpose == "adjudication"
+            t.judgment.c.task_id == shown.task_id, t.judgment.c.purpose == "adjudication"
         )
         decided = connection.execute(by_expert.limit(1)).first() is not None
-    torn = not decided and contradicted(connection, task_id)
+    torn = not decided and contradicted(connection, shown.task_id)
     connection.execute(
         update(t.task)
-        .where(t.task.c.id == task_id, t.task.c.state.in_(("done", "conflict")))
+        .where(t.task.c.id == shown.task_id, t.task.c.state.in_(("done", "conflict")))
         .values(state="conflict" if torn else "done")
     )
 
@@ -451,30 +484,52 @@ def _pass_on(
             )
         hold_if_reported(connection, shown.task_id)
         _end_lease(connection, shown.task_id, account.id)
+        drop_draft(connection, shown.id)
 
 
 def heartbeat(store: Store, account: Account, presentation: str, *, lease_seconds: float) -> bool:
     """Extends a live lease. False if it ran out and the task may have gone to someone else."""
     now = store.now_ms()
+    expires = now + int(lease_seconds * 1000)
+    asks = {"token": presentation, "me": account.id, "now": now, "until": expires}
     with store.write() as connection:
-        shown = own_presentation(connection, account, presentation)
-        expires = now + int(lease_seconds * 1000)
-        return _extend_lease(connection, shown.task_id, account.id, now, expires)
+        if connection.execute(_extended, asks).rowcount > 0:
+            return True
+        own_presentation(connection, account, presentation)
+        return False
+
+
+_extended = (
+    update(t.lease)
+    .where(
+        t.lease.c.account_id == sa.bindparam("me"),
+        t.lease.c.expires_ms > sa.bindparam("now"),
+        t.lease.c.task_id
+        == select(t.presentation.c.task_id)
+        .where(
+            t.presentation.c.token == sa.bindparam("token"),
+            t.presentation.c.account_id == sa.bindparam("me"),
+        )
+        .scalar_subquery(),
+    )
+    .values(expires_ms=sa.bindparam("until"))
+)
 
 
 def media_key(store: Store, account: Account, token: str) -> str:
     """Where the file behind a media token lies. Raises NotFound unless it was shown to this annotator (or they administer)."""
-    with store.read() as connection:
-        row = connection.execute(
-            select(t.media.c.storage_key, t.presentation.c.account_id)
-            .join(t.presentation, t.presentation.c.id == t.media.c.presentation_id)
-            .where(t.media.c.token == token)
-        ).first()
+    with store.glance() as connection:
+        row = connection.execute(_media_key, {"token": token}).first()
     if row is None or (row.account_id != account.id and account.role != "admin"):
         raise NotFound("no such clip")
     return str(row.storage_key)
 
 
+_media_key = (
+    select(t.media.c.storage_key, t.presentation.c.account_id)
+    .join(t.presentation, t.presentation.c.id == t.media.c.presentation_id)
+    .where(t.media.c.token == sa.bindparam("token"))
+)
 _my_work = (
     t.judgment.c.account_id == sa.bindparam("me"),
     t.judgment.c.revision == 0,

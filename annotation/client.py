@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from typing import Any
 
 import httpx
@@ -10,6 +11,9 @@ import httpx
 from annotation.records import TaskView, Verdict
 
 RETRIES = 3
+"""How often a request whose answer was lost is sent."""
+PATIENCE_SECONDS = 60.0
+"""How long a database that is away may keep a request waiting; the server says when to ask again."""
 
 
 class SubmissionRefused(Exception):
@@ -76,17 +80,21 @@ class AnnotationClient:
         self.close()
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        for attempt in range(RETRIES):
-            try:
-                answer = self._http.post(path, json=body)
-            except httpx.TransportError:
-                if attempt == RETRIES - 1:
-                    raise
-                continue
-            if answer.status_code != 503:
+        until = time.monotonic() + PATIENCE_SECONDS
+        while (answer := self._sent(path, body)).status_code in (503, 507):
+            if time.monotonic() > until:
                 break
+            time.sleep(float(answer.headers.get("Retry-After", 1)))
         self._raise(answer)
         return dict(answer.json())
+
+    def _sent(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        for _ in range(RETRIES - 1):
+            try:
+                return self._http.post(path, json=body)
+            except httpx.TransportError:
+                continue
+        return self._http.post(path, json=body)
 
     @staticmethod
     def _raise(answer: httpx.Response) -> None:

@@ -20,8 +20,9 @@ from reelhf.errors import UserError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from annotation.accounts import Account
     from annotation.quickstart import Plan
-    from annotation.store import Account, Store
+from annotation.store import Store
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Clips become tasks, tasks become judgments."
@@ -136,14 +137,23 @@ def serve(
         bool, typer.Option("--plain-http", help="Serve other machines without TLS all the same")
     ] = False,
     workers: Annotated[
-        int, typer.Option(min=1, help="Server processes; more than one needs PostgreSQL")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Server processes; more than one needs PostgreSQL  [default: 2 on PostgreSQL, 1 on SQLite or a single core]",
+        ),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Serve the annotation page."""
     from annotation.api.app import create_app
     from annotation.api.server import bind, running_server
-    from annotation.api.workers import SERVER_BUSY_SECONDS, check_exposure, serve_with_workers
+    from annotation.api.workers import (
+        SERVER_BUSY_SECONDS,
+        check_exposure,
+        serve_with_workers,
+        usual_workers,
+    )
     from annotation.config import AnnotationConfig
     from annotation.store import Store
     from reelhf.config import load_config
@@ -162,9 +172,8 @@ def serve(
     if problem:
         raise UserError(problem)
     listener = bind(host, port)  # a taken port is found before anything else
-    if workers == 1:
-        listener.close()
-    with Store.open(project, create=False, busy_seconds=SERVER_BUSY_SECONDS) as store:
+    with listener, Store.open(project, create=False, busy_seconds=SERVER_BUSY_SECONDS) as store:
+        workers = workers or usual_workers(store.database, os.cpu_count() or 1)
         if workers > 1 and store.database.is_sqlite:
             raise UserError(
                 f"--workers {workers} needs PostgreSQL: SQLite has one writer, so more processes only wait for each other. "
@@ -176,9 +185,11 @@ def serve(
         )
         site = create_app(store, settings, page=workers == 1)
         if workers > 1:
-            _say_where(site, store, f"http://{host}:{port}", project, demo=demo)
+            url = f"http://{host}:{listener.getsockname()[1]}"
+            _say_where(site, store, url, project, demo=demo)
             serve_with_workers(project, settings, listener, workers)
         else:
+            listener.close()
             with running_server(
                 site, host=host, port=port, trusted_proxies=settings.trusted_proxies
             ) as url:

@@ -36,7 +36,7 @@ class AnnotateConfig(Config):
     session_hours: PositiveFloat = 12.0
     """A sign-in lasts this long."""
     must_watch: float = Field(default=0.9, ge=0, le=1)
-    """Fraction of each clip's length that must have played before a person can submit; 0 lets them."""
+    """Fraction of each clip's length that must have played before a person can submit, on the page or through the API; 0 lets them."""
     confirm_pairs: bool = True
     """Ask "is your best not worse than your worst in any other dimension?" where the other answers leave it open."""
     routing: RoutingConfig = RoutingConfig()

@@ -14,19 +14,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.pool import NullPool
 
 from reelhf.errors import UserError
 
+if TYPE_CHECKING:
+    from alembic.config import Config as AlembicConfig
+
 BUSY_SECONDS = 30.0
+STUCK_SECONDS = 0.2
+"""A write's patience once another was turned away for all of its own: one goes on trying, the rest must not hold every thread."""
+CONNECT_SECONDS = 5
 MIGRATION_LOCK = 0x7265656C  # PostgreSQL's advisory locks are numbers
 POSTGRES_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 SQLITE_POOL = {"pool_size": 8, "max_overflow": 16}
-POSTGRES_POOL = {"pool_size": 8, "max_overflow": 4}  # twice per process; a server allows 100 in all
+POSTGRES_POOL = {"pool_size": 8, "max_overflow": 0}
+"""Twice per process; a server allows 100 in all. None beyond the pool: opening one costs as much as twenty claims, just when many come."""
+
+
+DIALECTS: dict[str, Any] = {"sqlite": sqlite, "postgresql": postgresql}
+"""Whose `insert` knows `on_conflict_do_update`, by `connection.dialect.name`."""
 
 
 class Busy(Exception):
@@ -43,6 +55,8 @@ class Database:
     """What messages call it: a file, or an address without its password."""
     busy_seconds: float
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stuck: threading.Event = field(default_factory=threading.Event)
+    """Set from when another program kept SQLite's write lock from us for `busy_seconds` until a write gets it."""
 
     @property
     def is_sqlite(self) -> bool:
@@ -55,11 +69,19 @@ class Database:
             with self.engine.begin() as connection:
                 yield connection
             return
-        if not self._lock.acquire(timeout=self.busy_seconds):  # cheaper than SQLite's busy sleep
-            raise Busy(f"{self.name} was busy for {self.busy_seconds:.0f} s")
+        patience = STUCK_SECONDS if self._stuck.is_set() else self.busy_seconds
+        if not self._lock.acquire(timeout=patience):  # cheaper than SQLite's busy sleep
+            raise Busy(f"{self.name} was busy for {patience:.1f} s")
+        begun = False
         try:
             with self.engine.begin() as connection:
+                begun = True
+                self._stuck.clear()
                 yield connection
+        except sa.exc.OperationalError:
+            if not begun:
+                self._stuck.set()
+            raise
         finally:
             self._lock.release()
 
@@ -68,6 +90,36 @@ class Database:
         """One consistent read."""
         with self.read_engine.begin() as connection:
             yield connection
+
+    @contextmanager
+    def glance(self) -> Iterator[Connection]:
+        """For a single statement that reads: on PostgreSQL one journey instead of three, because no transaction is opened."""
+        if self.is_sqlite:
+            with self.read() as connection:
+                yield connection
+            return
+        alone = self.read_engine.execution_options(isolation_level="AUTOCOMMIT")
+        with alone.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def together(self, connection: Connection) -> Iterator[None]:
+        """Statements in here go to PostgreSQL in one journey; all have run at the end.
+
+        Nothing may be asked of their results, nor may SQLAlchemy ask: an insert that would fetch its new id says `inline()`.
+        """
+        if self.is_sqlite:
+            yield
+            return
+        import psycopg
+
+        try:
+            with connection.connection.driver_connection.pipeline():  # type: ignore[union-attr]
+                yield
+        except psycopg.Error as error:  # came at the end, where SQLAlchemy could not see it
+            raise sa.exc.DBAPIError.instance(
+                None, None, error, psycopg.Error, hide_parameters=True, dialect=self.engine.dialect
+            ) from error
 
     def close(self) -> None:
         self.engine.dispose()
@@ -88,14 +140,9 @@ class Database:
         Raises: UserError if a newer version made the database, or the copy cannot be written.
         """
         from alembic import command
-        from alembic.config import Config
-        from alembic.script import ScriptDirectory
 
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        script = ScriptDirectory.from_config(config)
-        head = script.get_current_head()
-        known = {revision.revision for revision in script.walk_revisions()}
+        config = _alembic_config()
+        head, known = known_revisions()
         if (current := self._revision()) == head:
             return
         if current is not None:
@@ -138,6 +185,23 @@ class Database:
                 raise RuntimeError(f"the migration left rows without their parent: {broken[:3]}")
 
 
+def known_revisions() -> tuple[str | None, frozenset[str]]:
+    """The newest revision of the tables, and every one that can be upgraded to it."""
+    from alembic.script import ScriptDirectory
+
+    script = ScriptDirectory.from_config(_alembic_config())
+    known = frozenset(revision.revision for revision in script.walk_revisions())
+    return script.get_current_head(), known
+
+
+def _alembic_config() -> AlembicConfig:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
+
+
 def open_sqlite(path: Path, *, busy_seconds: float = BUSY_SECONDS) -> Database:
     """A SQLite file, made on first use."""
 
@@ -166,15 +230,25 @@ def open_postgres(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Database:
         return sa.create_engine(
             parsed,
             hide_parameters=True,  # an error that is logged must not repeat what people wrote
-            connect_args={"connect_timeout": 5, "options": options},
+            connect_args={
+                "options": options,
+                "connect_timeout": CONNECT_SECONDS,
+                "keepalives_idle": 30,  # a machine that vanished says nothing; the kernel would wait for a quarter of an hour
+                "keepalives_interval": CONNECT_SECONDS,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 1000 * CONNECT_SECONDS,
+            },
             pool_timeout=busy_seconds,
             pool_recycle=1800,
+            pool_pre_ping=True,  # 0.03 ms; after a restart nobody meets a connection of the old server
             **POSTGRES_POOL,
             **extra,
         )
 
+    writer = engine(limits)
+    writer.dialect.use_insertmanyvalues_wo_returning = True  # several rows are one statement
     database = Database(
-        engine(limits),
+        writer,
         # A report may take long; it holds no lock that a writer needs.
         engine("-c default_transaction_read_only=on", isolation_level="REPEATABLE READ"),
         parsed.render_as_string(hide_password=True),
@@ -247,26 +321,34 @@ def _vacuum_into(engine: Engine, path: Path) -> None:
 
 
 def _dump(url: sa.URL, path: Path) -> None:
-    program = postgres_program("pg_dump")
-    if program is None:
-        raise UserError(
-            "copying a PostgreSQL database needs pg_dump: apt-get install postgresql-client"
-        )
-    environment = dict(os.environ)
-    if url.password:  # never on the command line, where every user of the machine could read it
-        environment["PGPASSWORD"] = str(url.password)
-    address = url.set(drivername="postgresql", password=None).render_as_string()
-    done = subprocess.run(
-        [program, "--format=custom", f"--file={path}", f"--dbname={address}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
+    try:
+        postgres_client("pg_dump", "--format=custom", f"--file={path}", database=url)
+    except UserError:
         path.unlink(missing_ok=True)
-        raise UserError(
-            f"pg_dump could not copy the database: {done.stderr.strip().splitlines()[-1]}"
-        )
+        raise
+
+
+def postgres_client(name: str, *arguments: str, database: sa.URL | None = None) -> str:
+    """What a client program of PostgreSQL prints.
+
+    Args:
+        database: which it shall work on.
+    Raises: UserError if it is not installed, or fails.
+    """
+    program = postgres_program(name)
+    if program is None:
+        raise UserError(f"this needs {name}: apt-get install postgresql-client")
+    environment = dict(os.environ)
+    line = [program, *arguments]
+    if database is not None:
+        if database.password:  # never on the command line, where every user of the machine reads it
+            environment["PGPASSWORD"] = str(database.password)
+        address = database.set(drivername="postgresql", password=None).render_as_string()
+        line.append(f"--dbname={address}")
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise UserError(f"{name} failed: {' '.join(done.stderr.split())}")
+    return done.stdout
 
 
 def postgres_program(name: str) -> str | None:

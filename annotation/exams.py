@@ -50,18 +50,47 @@ class ExamResult:
     attempts_left: int
 
 
-def next_practice_task(connection: Connection, account_id: int) -> int | None:
-    """The first practice task an annotator has not done."""
-    return _first(connection, "practice", account_id, 0)
-
-
 def next_exam_task(connection: Connection, account_id: int, attempt: int) -> int | None:
     """The first exam task an annotator has not answered in this attempt."""
-    return _first(connection, "exam", account_id, attempt)
+    asks = {"me": account_id, "attempt": attempt}
+    return connection.execute(_next_exam, asks).scalar_one_or_none()
 
 
-def exam_state(connection: Connection, account_id: int, config: ExamConfig) -> ExamState:
-    if connection.execute(_any_exam).first() is None:
+def first_unanswered(purpose: str, attempt: int | sa.BindParameter[int]) -> sa.Select[int]:
+    """The first task of a purpose that annotator `me` has not answered in that attempt."""
+    return (
+        select(t.task.c.id)
+        .where(
+            t.task.c.purpose == t.word(purpose),
+            t.task.c.state == t.word("open"),
+            ~select(t.judgment.c.id)
+            .where(
+                t.judgment.c.task_id == t.task.c.id,
+                t.judgment.c.account_id == sa.bindparam("me"),
+                t.judgment.c.repeat == attempt,
+            )
+            .correlate(t.task)
+            .exists(),
+        )
+        .order_by(t.task.c.priority.desc(), t.task.c.id)
+        .limit(1)
+    )
+
+
+_next_exam = first_unanswered("exam", sa.bindparam("attempt"))
+
+
+def exam_state(
+    connection: Connection, account_id: int, config: ExamConfig, *, required: bool | None = None
+) -> ExamState:
+    """How far one annotator is.
+
+    Args:
+        required: whether the project has exam tasks, if that was asked already.
+    """
+    if required is None:
+        required = connection.execute(select(exam_required())).scalar_one()
+    if not required:
         return ExamState(False, True, 0, False)
     passed = list(
         connection.execute(
@@ -72,7 +101,10 @@ def exam_state(connection: Connection, account_id: int, config: ExamConfig) -> E
     return ExamState(True, done, len(passed), not done and len(passed) >= config.attempts)
 
 
-_any_exam = select(t.task.c.id).where(t.task.c.purpose == "exam", t.task.c.state == "open").limit(1)
+def exam_required() -> sa.ColumnElement[bool]:
+    """Condition: the project has exam tasks."""
+    asked = (t.task.c.purpose == t.word("exam"), t.task.c.state == t.word("open"))
+    return select(t.task.c.id).where(*asked).exists()
 
 
 def finish_exam(
@@ -137,27 +169,3 @@ def gold_answers(store: Store) -> dict[str, list[bool]]:
         for row, graded in graded_answers(connection, t.judgment.c.purpose == "gold"):
             found.setdefault(row.pseudonym, []).extend(one.correct for one in graded)
     return found
-
-
-def _first(connection: Connection, purpose: str, account_id: int, repeat: int) -> int | None:
-    asks = {"purpose": purpose, "me": account_id, "attempt": repeat}
-    return connection.execute(_unanswered, asks).scalar_one_or_none()
-
-
-_unanswered = (
-    select(t.task.c.id)
-    .where(
-        t.task.c.purpose == sa.bindparam("purpose"),
-        t.task.c.state == "open",
-        ~select(t.judgment.c.id)
-        .where(
-            t.judgment.c.task_id == t.task.c.id,
-            t.judgment.c.account_id == sa.bindparam("me"),
-            t.judgment.c.repeat == sa.bindparam("attempt"),
-        )
-        .correlate(t.task)
-        .exists(),
-    )
-    .order_by(t.task.c.priority.desc(), t.task.c.id)
-    .limit(1)
-)

@@ -39,6 +39,7 @@ from annotation.store import Store
 
 PAGE_JUDGMENTS = 500
 KEPT_TASKS = 5000
+KEPT_CLIPS = 20_000
 PAGE_CLIPS = 2000
 IN_LIST = 500
 """Values in one SQL `IN`; databases limit them."""
@@ -206,6 +207,7 @@ def _pages(
     """
     withdrawn = _withdrawn(connection)
     tasks = _Tasks(connection, where, query, withdrawn)
+    known = _Clips(connection)
     after = 0
     while True:
         page = list(
@@ -223,9 +225,7 @@ def _pages(
         tasks.read({row.task_id for row in page})
         of_page = _choices.where(*where, t.judgment.c.id.between(first, after))
         choices = connection.execute(of_page).all()
-        clips = _rows_by_id(
-            connection, _shown_clips, {clip for row in choices for clip in row.clip_order}
-        )
+        clips = known.read({clip for row in choices for clip in row.clip_order})
         judgments: list[dict[str, Any]] = []
         preferences: list[dict[str, Any]] = []
         used: set[int] = set()
@@ -296,6 +296,23 @@ class _Tasks:
             return True
         overruled = self._query.adjudicated_only and self._decided[row.task_id]
         return bool(row.purpose == "work" and not overruled)
+
+
+class _Clips:
+    """What is needed of the clips that were shown. The last `KEPT_CLIPS` are kept, for the judgments of a task lie close together."""
+
+    def __init__(self, connection: Connection):
+        self._connection = connection
+        self._rows: dict[int, dict[str, Any]] = {}
+
+    def read(self, clip_ids: set[int]) -> Mapping[int, dict[str, Any]]:
+        """Rows by clip id: these, and others that were read before."""
+        missing = clip_ids - self._rows.keys()
+        if (over := len(self._rows) + len(missing) - KEPT_CLIPS) > 0:
+            for clip_id in [clip for clip in self._rows if clip not in clip_ids][:over]:
+                del self._rows[clip_id]
+        self._rows |= _rows_by_id(self._connection, _shown_clips, missing)
+        return self._rows
 
 
 def _purged(pair: Pair, shown: Sequence[Mapping[str, Any]]) -> bool:

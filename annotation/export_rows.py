@@ -58,9 +58,9 @@ def picks_of(row: Any, candidates: Sequence[Any]) -> list[dict[str, Any]]:
     return picks
 
 
-def pairs_of(pick: Mapping[str, Any]) -> list[Pair]:
-    """The pairs that a pick orders or ties, explicit and implied; the same pick always gives the same."""
-    return judgment_pairs(pick, lambda: _rng(pick["judgment_id"]))
+def pairs_of(pick: Mapping[str, Any], *, implied: bool = True) -> list[Pair]:
+    """The pairs that a pick orders or ties; the same pick always gives the same."""
+    return judgment_pairs(pick, lambda: _rng(pick["judgment_id"]), implied=implied)
 
 
 def judgment_row(row: Any, pick: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,10 +145,9 @@ class Votes:
         self._said: dict[Any, list[tuple[int, int]]] = defaultdict(list)
         for row in rows:
             for pick in picks_of(row, row.clip_order):
-                for pair in pairs_of(pick):
-                    if pair.kind == "explicit" or include_implied:
-                        key, label = _unit(row, pair)
-                        self._said[key].append((row.account_id, label))
+                for pair in pairs_of(pick, implied=include_implied):
+                    key, label = _unit(row, pair)
+                    self._said[key].append((row.account_id, label))
 
     def agreement(self, row: Any, pair: Pair) -> float | None:
         """Among the other annotators' votes on this pair and dimension, the share that say the same; None without any."""

@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Row, select
 
 from annotation import schema as t
+from annotation.accounts import Account
 from annotation.records import Choice
 from annotation.rules import pair_clashes
-from annotation.store import Account, Store
+from annotation.store import Store
 
 REVISABLE = ("work", "gold", "retest", "adjudication")
 """Whoever has seen the answers of a practice task or finished an exam cannot take theirs back."""

@@ -11,11 +11,12 @@ from typing import Any
 from sqlalchemy import insert, select
 
 from annotation import schema as t
+from annotation.accounts import Account
 from annotation.presentation import PresentationConfig
 from annotation.quickstart import Plan, add_plan, jsonl_rows
 from annotation.records import MAX_CLIPS, MIN_CLIPS, ClipRecord
 from annotation.rules import clashes, derive_pick
-from annotation.store import Account, Store
+from annotation.store import Store
 from reelhf.errors import UserError
 from reelhf.hashing import content_hash
 

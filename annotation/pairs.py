@@ -47,23 +47,28 @@ def score_pairs(scores: Sequence[float], best: int | None, worst: int | None) ->
     return found
 
 
-def judgment_pairs(judgment: Mapping[str, Any], rng: Callable[[], random.Random]) -> list[Pair]:
+def judgment_pairs(
+    judgment: Mapping[str, Any], rng: Callable[[], random.Random], *, implied: bool = True
+) -> list[Pair]:
     """The pairs that one row of the `judgments` table orders or ties.
 
     A constrained pick (made after a veto) implies nothing beyond itself; `cannot_judge` and `no_valid_pair` say nothing.
 
     Args:
         rng: made for a tie alone, whose explicit pair is drawn.
+        implied: False leaves the implied pairs out, and does not make them first where most come from.
     """
     num_clips = len(judgment["candidates"])
     if judgment["scores"] is not None:
         pairs = score_pairs(judgment["scores"], judgment["best"], judgment["worst"])
+    elif judgment["best"] is not None and not implied:
+        pairs = [Pair(judgment["best"], judgment["worst"], 1, "explicit")]
     elif judgment["best"] is not None:
         pairs = best_worst_pairs(judgment["best"], judgment["worst"], num_clips)
     elif judgment["tie"]:
         pairs = tie_pairs(num_clips, rng())
     else:
         pairs = []
-    if judgment["constrained"]:
+    if judgment["constrained"] or not implied:
         pairs = [pair for pair in pairs if pair.kind == "explicit"]
     return pairs

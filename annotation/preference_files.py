@@ -44,7 +44,7 @@ class PreferenceWriter:
                 f"format is {fmt!r}; expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
             )
         self.folder, self._fmt = Path(folder), fmt
-        self._waiting: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+        self._waiting: dict[str, list[Mapping[str, Any]]] = {name: [] for name in TABLES}
         self._rows = dict.fromkeys(TABLES, 0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ class PreferenceWriter:
     def write(self, table: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows to `clips`, `judgments` or `preferences`."""
         for row in rows:
-            self._waiting[table].append(dict(row))
+            self._waiting[table].append(row)
             if len(self._waiting[table]) >= BATCH_ROWS:
                 self._flush(table)
 

@@ -103,9 +103,20 @@ def configure(
     guideline_version: str | None,
     actor: str,
 ) -> None:
-    """Sets how long clips are kept and which wording of the questions the project is judged by; makes the project if new."""
+    """Sets how long clips are kept and which wording of the questions the project is judged by; makes the project if new.
+
+    Args:
+        guideline_version: one that the store keeps (`Store.remember_guideline`); None is always the present one.
+    Raises: UserError if the retention is no time, or no such wording is kept.
+    """
     if retention_days is not None and retention_days < 1:
         raise UserError(f"retention is {retention_days} days; expected 1 or more")
+    versions = store.guideline_versions()
+    if guideline_version is not None and guideline_version not in versions:
+        raise UserError(
+            f"no questions of version {guideline_version!r} are kept here; there are {', '.join(versions)}."
+            f"{did_you_mean(guideline_version, versions)} New ones come from a file: --guideline questions.yaml"
+        )
     values = {"retention_days": retention_days, "guideline_version": guideline_version}
     with store.write() as connection:
         found = store.project_id(connection, project)

@@ -181,6 +181,8 @@ class TaskView:
     """`work`, `practice`, `exam` or `adjudication`; a hidden gold task or re-test is shown as `work`."""
     opinions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Only when adjudicating: dimension -> what the annotators said, nameless, in this showing's order of clips."""
+    draft: str | None = None
+    """What the page last saved of this showing's answers, if they are half-finished."""
 
     @property
     def num_clips(self) -> int:
@@ -247,8 +249,8 @@ class Verdict:
     note: str = ""
     seconds: float | None = None
     """Time from showing to submitting as the annotator's side measured it."""
-    watched_seconds: tuple[float, ...] = ()
-    """Play time per clip in the order shown, if known."""
+    watched_seconds: tuple[float | None, ...] = ()
+    """Play time per clip in the order shown, if known; None of a clip that does not play in that browser."""
     language: str = "en"
     """In which the questions were read."""
 

@@ -7,6 +7,7 @@ expert; now and then a hidden gold task or a re-test; else the open task of the 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,13 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 from sqlalchemy import Connection, Row, select
 
 from annotation import schema as t
-from annotation.exams import ExamConfig, exam_state, next_exam_task, next_practice_task
+from annotation.exams import (
+    ExamConfig,
+    exam_required,
+    exam_state,
+    first_unanswered,
+    next_exam_task,
+)
 from reelhf.config import Config
 
 DAY_MS = 86_400_000
@@ -53,6 +60,8 @@ class Assignment:
     """`work`, `gold`, `practice`, `exam`, `retest` or `adjudication`."""
     repeat: int = 0
     """1 for a re-test; the number of the attempt in an exam."""
+    material: Sequence[Row[Any]] = ()
+    """What `MATERIAL` says of the task, if it was read on the way."""
 
 
 _me: sa.BindParameter[int] = sa.bindparam("me")
@@ -61,18 +70,23 @@ _admin: sa.BindParameter[bool] = sa.bindparam("admin", type_=sa.Boolean())
 _now: sa.BindParameter[int] = sa.bindparam("now")
 
 
+def standing(connection: Connection, account_id: int, now: int) -> Row[Any]:
+    """What decides first, in one statement: `held`, a showing whose lease is alive; `practice`, a task; `exam_required`."""
+    return connection.execute(_standing, {"me": account_id, "now": now}).one()
+
+
 def next_assignment(
-    connection: Connection, me: Row[Any], config: RoutingConfig, now: int
+    connection: Connection, me: Row[Any], config: RoutingConfig, now: int, stand: Row[Any]
 ) -> Assignment | None:
     """What an annotator gets next, its task locked until the transaction ends; None if `why_nothing` has a reason.
 
     Args:
         me: the annotator's account row, locked.
+        stand: their `standing`, read under that lock.
     """
-    task_id = next_practice_task(connection, me.id)
-    if task_id is not None:
-        return Assignment(task_id, "practice")
-    exam = exam_state(connection, me.id, config.exam)
+    if stand.practice is not None:
+        return Assignment(stand.practice, "practice")
+    exam = exam_state(connection, me.id, config.exam, required=stand.exam_required)
     if exam.required and not exam.passed:
         if exam.failed:
             return None
@@ -87,7 +101,7 @@ def next_assignment(
     work = _take_work(connection, me, now)
     if work is None:
         return None  # gold and re-tests hide among real work
-    return _hidden(connection, me, config, now) or Assignment(work, "work")
+    return _hidden(connection, me, config, now) or work
 
 
 def why_nothing(connection: Connection, account_id: int, config: RoutingConfig, now: int) -> str:
@@ -139,16 +153,17 @@ def _hidden(
     return None
 
 
-def _take_work(connection: Connection, me: Row[Any], now: int) -> int | None:
+def _take_work(connection: Connection, me: Row[Any], now: int) -> Assignment | None:
     """The next task that is open to an annotator, locked until the transaction ends."""
     asks = {"me": me.id, "expert": me.expert, "admin": me.role == "admin", "now": now}
     while True:
         task_id: int | None = connection.execute(_next_task, asks).scalars().first()
-        if task_id is None or connection.dialect.name == "sqlite":
-            return task_id  # SQLite has one writer: nobody can have come between
+        if task_id is None:
+            return None
         # PostgreSQL chose by a snapshot older than the row lock: leases that were committed in between show only now.
-        if connection.execute(_still_open, {**asks, "task": task_id}).first() is not None:
-            return task_id
+        material = connection.execute(_still_open, {**asks, "task": task_id}).all()
+        if material:
+            return Assignment(task_id, "work", material=material)
 
 
 def _mine(table: sa.Table, *where: sa.ColumnElement[bool]) -> sa.Exists:
@@ -192,28 +207,69 @@ def _allowed() -> sa.ColumnElement[bool]:
     return sa.and_(sa.or_(~t.task.c.experts_only, _expert), member)
 
 
-OPEN_TO_ME = (t.task.c.state == "open", t.task.c.purpose == "work", _allowed(), *_untouched())
+OPEN_TO_ME = (
+    t.task.c.state == t.word("open"),
+    t.task.c.purpose == t.word("work"),
+    _allowed(),
+    *_untouched(),
+)
 """Conditions of the tasks that annotator `me` (`expert`, `admin`) could still be given, whoever else holds them now."""
 
 
-def _open_tasks() -> sa.Select[int]:
+def _open_now() -> tuple[sa.ColumnElement[bool], ...]:
     """Tasks open to annotator `me` at time `now`: judgments and other people's live leases leave a place."""
-    return select(t.task.c.id).where(
-        t.task.c.state == "open",
-        t.task.c.purpose == "work",
-        _allowed(),
-        t.task.c.num_judgments + _others_leases() < t.task.c.need_n,
-        *_untouched(),
-    )
+    return *OPEN_TO_ME, t.task.c.num_judgments + _others_leases() < t.task.c.need_n
 
 
 _next_task = (
-    _open_tasks()
+    select(t.task.c.id)
+    .where(*_open_now())
     .order_by(t.task.c.priority.desc(), t.task.c.id)
     .limit(1)
     .with_for_update(of=t.task, key_share=True, skip_locked=True)
 )
-_still_open = _open_tasks().where(t.task.c.id == sa.bindparam("task"))
+MATERIAL = (  # of a task, all that a showing needs: one row per clip
+    select(
+        t.task.c.id.label("task_id"),
+        t.task.c.task_kind,
+        t.task.c.kind,
+        t.task.c.first_frame_key,
+        t.task.c.shown_fps,
+        t.task.c.shown_frames,
+        t.prompt.c.text,
+        t.prompt.c.language,
+        t.task_clip.c.clip_id,
+        t.task_clip.c.shown_key,
+        t.project.c.guideline_version.label("project_guideline"),
+    )
+    .join(t.prompt, t.prompt.c.prompt_id == t.task.c.prompt_id)
+    .join(t.project, t.project.c.id == t.task.c.project_id)
+    .join(t.task_clip, t.task_clip.c.task_id == t.task.c.id)
+    .where(t.task.c.id == sa.bindparam("task"))
+    .order_by(t.task_clip.c.slot)
+)
+_still_open = MATERIAL.where(*_open_now())
+
+_state_when_held = sa.case(
+    (t.presentation.c.purpose == t.word("retest"), t.word("done")),
+    (t.presentation.c.purpose == t.word("adjudication"), t.word("conflict")),
+    else_=t.word("open"),
+)
+_standing = select(
+    select(t.lease.c.presentation_id)
+    .join(t.task, t.task.c.id == t.lease.c.task_id)
+    .join(t.presentation, t.presentation.c.id == t.lease.c.presentation_id)
+    .where(
+        t.lease.c.account_id == _me,
+        t.lease.c.expires_ms > _now,
+        t.task.c.state == _state_when_held,
+    )
+    .limit(1)
+    .scalar_subquery()
+    .label("held"),
+    first_unanswered("practice", 0).scalar_subquery().label("practice"),
+    exam_required().label("exam_required"),
+)
 
 _times_shown = (
     select(sa.func.count())

@@ -136,15 +136,23 @@ def project_set(
         int | None, typer.Option(help="Clips are kept so long [default: for ever]")
     ] = None,
     guideline: Annotated[
-        str | None, typer.Option(help="Version of the questions that it is judged by")
+        str | None,
+        typer.Option(
+            help="Questions that it is judged by: a version kept here, or a file such as annotation/questions.yaml [default: the present version]"
+        ),
     ] = None,
 ) -> None:
     """Make a project, or set how long it keeps clips and which questions it asks."""
     from annotation.audit import COMMAND_LINE
     from annotation.projects import configure
+    from annotation.records import load_guideline
     from annotation.store import Store
 
     with Store.open(project) as store:
+        if guideline is not None and guideline.endswith((".yaml", ".yml")):
+            questions = load_guideline(Path(guideline))
+            store.remember_guideline(questions)
+            guideline = questions.version
         configure(
             store,
             name,
@@ -231,9 +239,14 @@ def backup(
 
     with Store.open(project, create=False) as store:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        path = store.backup(out or project / f"backup-{stamp}.db")
+        kind, where = ("db", "")
+        if not store.database.is_sqlite:
+            kind, where = ("dump", " --database postgresql://user@host/EMPTY-DATABASE")
+        path = store.backup(out or project / f"backup-{stamp}.{kind}")
     typer.echo(f"backup: {path}")
-    typer.echo(f"next: reelhf annotate restore {path} NEW-FOLDER --media {project / 'media'}")
+    typer.echo(
+        f"next: reelhf annotate restore {path} NEW-FOLDER --media {project / 'media'}{where}"
+    )
 
 
 def restore(
@@ -242,11 +255,15 @@ def restore(
     media: Annotated[
         Path | None, typer.Option(help="Media folder to copy; left out, clips are not there")
     ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(help="Empty PostgreSQL database, for a backup from one: postgresql://..."),
+    ] = None,
 ) -> None:
     """Make a project of a backup, in a folder that holds none, and say what is missing."""
-    from annotation.restore import restore_sqlite
+    from annotation import restore as restoring
 
-    found = restore_sqlite(source, project, media)
+    found = restoring.restore(source, project, media, database=database)
     typer.echo(f"project: {project} ({found.tasks} tasks, {found.judgments} judgments)")
     if found.missing:
         raise UserError(

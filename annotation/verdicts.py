@@ -23,10 +23,12 @@ def parse_verdict(raw: Mapping[str, Any]) -> Verdict:
             choices=choices,
             note=str(raw.get("note") or ""),
             seconds=None if seconds is None else max(0.0, float(seconds)),
-            watched_seconds=tuple(float(s) for s in raw.get("watched_seconds") or ()),
+            watched_seconds=tuple(
+                None if s is None else float(s) for s in raw.get("watched_seconds") or ()
+            ),
             language=str(raw.get("language") or LANGUAGES[0]),
         )
-        if not all(math.isfinite(s) for s in (verdict.seconds or 0.0, *verdict.watched_seconds)):
+        if not all(math.isfinite(s or 0.0) for s in (verdict.seconds, *verdict.watched_seconds)):
             raise ValueError("seconds must be finite")
     except (TypeError, KeyError, ValueError) as error:
         raise Refused([f"the answer has the wrong shape: {error}"]) from error

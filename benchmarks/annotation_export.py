@@ -19,6 +19,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -30,6 +33,17 @@ from annotation.store import Store
 LIMIT_MB = 500
 CLIPS, JUDGES, ANNOTATORS = 4, 3, 200
 BATCH_TASKS = 2000
+FILLED = (
+    t.prompt,
+    t.clip,
+    t.project_clip,
+    t.task,
+    t.task_clip,
+    t.presentation,
+    t.judgment,
+    t.choice,
+)
+"""In the order in which their rows refer to each other."""
 
 
 def fill(folder: Path, num_judgments: int) -> None:
@@ -59,138 +73,146 @@ def fill(folder: Path, num_judgments: int) -> None:
             left -= _fill_tasks(store, tasks, left, rng)
 
 
+Row = dict[str, Any]
+
+
 def _fill_tasks(store: Store, tasks: range, left: int, rng: random.Random) -> int:
-    prompts, clips, members, shown, rows, showings, judgments, choices = ([] for _ in range(8))
+    """Stores these tasks and at most `left` judgments of them; how many it were."""
+    rows: dict[sa.Table, list[Row]] = {table: [] for table in FILLED}
     for task in tasks:
-        name = f"p{task // 4:015d}"
         if task % 4 == 0:
-            text = f"Prompt number {task // 4} of a benchmark, a few words long like most."
-            prompts.append(
-                {
-                    "prompt_id": name,
-                    "text": text,
-                    "language": "en",
-                    "cluster": name,
-                    "created_ms": 0,
-                }
-            )
-        for slot in range(CLIPS):
-            clip_id = task * CLIPS + slot + 1
-            clips.append(
-                {
-                    "id": clip_id,
-                    "sha256": f"{clip_id:064x}",
-                    "prompt_id": name,
-                    "task_kind": "t2v",
-                    "model": f"model{slot % 3}",
-                    "stage": f"stage{slot % 2}",
-                    "seed": slot,
-                    "fps": 24.0,
-                    "num_frames": 121,
-                    "width": 1280,
-                    "height": 720,
-                    "storage_key": f"clips/{clip_id:064x}.mp4",
-                    "created_ms": 0,
-                }
-            )
-            members.append(
-                {"project_id": t.DEFAULT_PROJECT_ID, "clip_id": clip_id, "created_ms": 0}
-            )
-            shown.append(
-                {
-                    "task_id": task + 1,
-                    "slot": slot,
-                    "clip_id": clip_id,
-                    "shown_key": f"shown/{clip_id}",
-                }
-            )
-        rows.append(
-            {
-                "id": task + 1,
-                "project_id": t.DEFAULT_PROJECT_ID,
-                "prompt_id": name,
-                "task_kind": "t2v",
-                "round": 0,
-                "need_n": JUDGES,
-                "priority": 0,
-                "state": "done",
-                "num_judgments": JUDGES,
-                "shown_fps": 24.0,
-                "shown_frames": 121,
-                "created_ms": 0,
-            }
-        )
-    made = 0
-    for judge in range(
-        JUDGES
-    ):  # a task's judgments lie apart, as they do when people work side by side
-        for task in tasks:
-            if made >= left:
-                break
-            made += 1
-            order = [task * CLIPS + slot + 1 for slot in rng.sample(range(CLIPS), CLIPS)]
-            number = tasks.start * JUDGES + made
-            dimensions = list(DIMENSIONS[:4])
-            showings.append(
-                {
-                    "id": number,
-                    "token": f"token{number}",
-                    "task_id": task + 1,
-                    "account_id": (task + judge * 7) % ANNOTATORS + 1,
-                    "clip_order": order,
-                    "dimension_order": dimensions,
-                    "guideline_version": "bench",
-                    "shown_ms": number,
-                }
-            )
-            judgments.append(
-                {
-                    "id": number,
-                    "task_id": task + 1,
-                    "account_id": (task + judge * 7) % ANNOTATORS + 1,
-                    "presentation_id": number,
-                    "idempotency_key": f"bench-key-{number}",
-                    "payload_hash": "x",
-                    "kind": "best_worst",
-                    "surplus": False,
-                    "simulated": False,
-                    "guideline_version": "bench",
-                    "seconds": 20.0,
-                    "note": "",
-                    "submitted_ms": number,
-                }
-            )
-            for position, dimension in enumerate(dimensions):
-                best, worst = rng.sample(range(CLIPS), 2)
-                vetoed = rng.random() < 0.1
-                choices.append(
-                    {
-                        "judgment_id": number,
-                        "dimension": dimension,
-                        "position": position,
-                        "status": "no_valid_pair" if vetoed else "ok",
-                        "best": None if vetoed else best,
-                        "worst": None if vetoed else worst,
-                        "first_best": best,
-                        "first_worst": worst,
-                        "constrained": False,
-                        "admissible": not vetoed,
-                    }
-                )
+            rows[t.prompt].append(_prompt(task))
+        clips = [_clip(task, slot) for slot in range(CLIPS)]
+        rows[t.clip] += clips
+        rows[t.project_clip] += [_member(clip) for clip in clips]
+        rows[t.task].append(_task(task))
+        rows[t.task_clip] += [_shown(task, slot, clip) for slot, clip in enumerate(clips)]
+    # A task's judgments lie apart, as they do when people work side by side.
+    work = [(judge, task) for judge in range(JUDGES) for task in tasks][:left]
+    for number, (judge, task) in enumerate(work, tasks.start * JUDGES + 1):
+        account = (task + judge * 7) % ANNOTATORS + 1
+        rows[t.presentation].append(_showing(number, task, account, rng))
+        rows[t.judgment].append(_judgment(number, task, account))
+        rows[t.choice] += [
+            _choice(number, position, dimension, rng)
+            for position, dimension in enumerate(DIMENSIONS[:4])
+        ]
     with store.write() as connection:
-        for table, values in (
-            (t.prompt, prompts),
-            (t.clip, clips),
-            (t.project_clip, members),
-            (t.task, rows),
-            (t.task_clip, shown),
-            (t.presentation, showings),
-            (t.judgment, judgments),
-            (t.choice, choices),
-        ):
+        for table, values in rows.items():
             if values:
                 connection.execute(table.insert(), values)
-    return made
+    return len(work)
+
+
+def _prompt_id(task: int) -> str:
+    return f"p{task // 4:015d}"
+
+
+def _prompt(task: int) -> Row:
+    return {
+        "prompt_id": _prompt_id(task),
+        "text": f"Prompt number {task // 4} of a benchmark, a few words long like most.",
+        "language": "en",
+        "cluster": _prompt_id(task),
+        "created_ms": 0,
+    }
+
+
+def _clip(task: int, slot: int) -> Row:
+    clip_id = task * CLIPS + slot + 1
+    return {
+        "id": clip_id,
+        "sha256": f"{clip_id:064x}",
+        "prompt_id": _prompt_id(task),
+        "task_kind": "t2v",
+        "model": f"model{slot % 3}",
+        "stage": f"stage{slot % 2}",
+        "seed": slot,
+        "fps": 24.0,
+        "num_frames": 121,
+        "width": 1280,
+        "height": 720,
+        "storage_key": f"clips/{clip_id:064x}.mp4",
+        "created_ms": 0,
+    }
+
+
+def _member(clip: Row) -> Row:
+    return {"project_id": t.DEFAULT_PROJECT_ID, "clip_id": clip["id"], "created_ms": 0}
+
+
+def _task(task: int) -> Row:
+    return {
+        "id": task + 1,
+        "project_id": t.DEFAULT_PROJECT_ID,
+        "prompt_id": _prompt_id(task),
+        "task_kind": "t2v",
+        "round": 0,
+        "need_n": JUDGES,
+        "priority": 0,
+        "state": "done",
+        "num_judgments": JUDGES,
+        "shown_fps": 24.0,
+        "shown_frames": 121,
+        "created_ms": 0,
+    }
+
+
+def _shown(task: int, slot: int, clip: Row) -> Row:
+    return {
+        "task_id": task + 1,
+        "slot": slot,
+        "clip_id": clip["id"],
+        "shown_key": f"shown/{clip['id']}",
+    }
+
+
+def _showing(number: int, task: int, account: int, rng: random.Random) -> Row:
+    return {
+        "id": number,
+        "token": f"token{number}",
+        "task_id": task + 1,
+        "account_id": account,
+        "clip_order": [task * CLIPS + slot + 1 for slot in rng.sample(range(CLIPS), CLIPS)],
+        "dimension_order": list(DIMENSIONS[:4]),
+        "guideline_version": "bench",
+        "shown_ms": number,
+    }
+
+
+def _judgment(number: int, task: int, account: int) -> Row:
+    return {
+        "id": number,
+        "task_id": task + 1,
+        "account_id": account,
+        "presentation_id": number,
+        "idempotency_key": f"bench-key-{number}",
+        "payload_hash": "x",
+        "kind": "best_worst",
+        "surplus": False,
+        "simulated": False,
+        "guideline_version": "bench",
+        "seconds": 20.0,
+        "note": "",
+        "submitted_ms": number,
+    }
+
+
+def _choice(number: int, position: int, dimension: str, rng: random.Random) -> Row:
+    best, worst = rng.sample(range(CLIPS), 2)
+    vetoed = rng.random() < 0.1
+    return {
+        "judgment_id": number,
+        "dimension": dimension,
+        "position": position,
+        "status": "no_valid_pair" if vetoed else "ok",
+        "best": None if vetoed else best,
+        "worst": None if vetoed else worst,
+        "first_best": best,
+        "first_worst": worst,
+        "constrained": False,
+        "admissible": not vetoed,
+    }
 
 
 def export(folder: Path, out: Path, fmt: str, implied: bool) -> dict[str, object]:

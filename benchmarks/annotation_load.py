@@ -375,9 +375,9 @@ def baseline(folder: Path, port: int) -> dict:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of the server and its worker processes, user and system."""
+    """Of a server and its worker processes, those that have ended too, user and system."""
     parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    own = (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
+    own = sum(map(int, parts[11:15])) / os.sysconf("SC_CLK_TCK")
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return own + sum(cpu_seconds(int(child)) for child in children)
 
@@ -412,29 +412,44 @@ def audit(folder: Path, crowd: list[Annotator]) -> dict[str, int]:
     }
 
 
+def spent(server: int, database: int | None) -> dict[str, float]:
+    """CPU seconds so far of the server, the database server and this client."""
+    found = {"server": cpu_seconds(server), "client": time.process_time()}
+    return found if database is None else {**found, "database": cpu_seconds(database)}
+
+
+@contextlib.contextmanager
+def cores(server: int, database: int | None) -> Iterator[dict[str, float]]:
+    """Cores that each of the three used on average; filled in at the end."""
+    found: dict[str, float] = {}
+    before, begin = spent(server, database), time.perf_counter()
+    yield found
+    seconds = time.perf_counter() - begin
+    for name, value in spent(server, database).items():
+        found[name] = round((value - before[name]) / seconds, 2)
+
+
 async def measure(
-    options: argparse.Namespace, folder: Path, signed_in: list[tuple[str, str]]
+    options: argparse.Namespace,
+    folder: Path,
+    signed_in: list[tuple[str, str]],
+    database: int | None = None,
 ) -> dict:
-    """One repeat against one server."""
+    """One repeat against one server. `database` is the process id of the database server, if there is one."""
     with served(folder, options.workers) as (port, pid):
         result: dict = {"baseline": baseline(folder, port)}
         print("  baseline", json.dumps(result["baseline"]), flush=True)
         crowd = [Annotator(port, cookie, csrf) for cookie, csrf in signed_in]
         if "steady" in options.stages:
-            before, begin = cpu_seconds(pid), time.perf_counter()
-            result["steady"] = summary(await steady(crowd, options.minutes * 60))
-            share = (cpu_seconds(pid) - before) / (time.perf_counter() - begin)
-            result["steady"]["server_cores"] = round(share, 2)
+            with cores(pid, database) as used:
+                result["steady"] = summary(await steady(crowd, options.minutes * 60))
+            result["steady"]["cores"] = used
             show("steady", result["steady"])
         if "burst" in options.stages:
             per_second = options.rate or BURST_RATE[options.database]
-            before = cpu_seconds(pid)
-            result["burst"] = summary(await rate(crowd, per_second, options.burst_seconds))
-            spent = cpu_seconds(pid) - before
-            result["burst"] |= {
-                "rate": per_second,
-                "server_cores": round(spent / options.burst_seconds, 2),
-            }
+            with cores(pid, database) as used:
+                result["burst"] = summary(await rate(crowd, per_second, options.burst_seconds))
+            result["burst"] |= {"rate": per_second, "cores": used}
             show(f"burst at {per_second:.0f}/s", result["burst"])
         if "knee" in options.stages:
             result["knee"] = await knee(crowd, options.rate or BURST_RATE[options.database])
@@ -463,7 +478,8 @@ async def knee(crowd: list[Annotator], first: float) -> dict:
 
 
 def show(name: str, found: dict) -> None:
-    print(f"  {name}: server uses {found['server_cores']} cores; failures {found['failures'] or 0}")
+    used = ", ".join(f"{who} {value}" for who, value in found["cores"].items())
+    print(f"  {name}: cores used: {used}; failures {found['failures'] or 0}")
     for kind, row in found["ms"].items():
         print(
             f"    {kind:<18}" + "  ".join(f"{key} {value}" for key, value in row.items()),
@@ -502,7 +518,8 @@ def main() -> None:
                 flush=True,
             )
             signed_in = make_project(folder, cluster and cluster.new_database(), tasks)
-            results.append(asyncio.run(measure(options, folder, signed_in)))
+            database = cluster and cluster.pid()
+            results.append(asyncio.run(measure(options, folder, signed_in, database)))
     if options.out:
         options.out.write_text(json.dumps(results, indent=2))
         print(f"figures: {options.out}")

@@ -31,7 +31,8 @@ from rlhf.judging import (
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from annotation.store import Account, Store
+    from annotation.accounts import Account
+    from annotation.store import Store
     from rlhf.compare import Gold
 
 HUMAN = "you"

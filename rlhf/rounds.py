@@ -196,7 +196,7 @@ def run_round(
     suffix: str = "",
 ) -> RoundStages:
     """Candidates -> verdicts -> rewards and held-out rewards -> RLHF of base and refiner -> compare both."""
-    one = _Round(config, world, runner, suffix)
+    one = Round(config, world, runner, suffix)
 
     # 1. Clips of both stages of the model, judged per dimension. The reward backbones need no verdict: they learn meanwhile.
     candidates = one.make_candidates(base, student)
@@ -273,7 +273,7 @@ def run_round(
 
 
 @dataclass(frozen=True)
-class _Round:
+class Round:
     """The stages of one round: what each calls, and what its result depends on."""
 
     config: LoopConfig

@@ -27,21 +27,36 @@ def postgres_missing() -> str | None:
     return None
 
 
+GUARDIAN = """
+trap '' INT TERM HUP
+read -r _  # ends when whoever holds the other end is gone, however they went
+pid=$(head -n 1 data/postmaster.pid 2>/dev/null)
+if [ -n "$pid" ] && kill -QUIT "$pid" 2>/dev/null; then
+    while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+fi
+rm -rf "$PWD"
+"""
+"""Stops the server as a crash would and removes its folder, once its standard input is closed."""
+
+
 class Cluster:
-    """A running server; `stop` ends it and removes its folder.
+    """A running server; `stop` ends it and removes its folder, and so does the death of this process, also by `kill -9`.
 
     Args:
+        initdb: further options of the program that makes it.
         durable: commits reach the disk, as they must where time is measured; tests have no use for that.
     """
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *initdb: str, durable: bool = False) -> None:
         self._fsync = "on" if durable else "off"
         self.folder = Path(tempfile.mkdtemp(prefix="reelhf-pg-"))
+        self._guardian = subprocess.Popen(
+            ["sh", "-c", GUARDIAN], cwd=self.folder, stdin=subprocess.PIPE, start_new_session=True
+        )
         if os.getuid() == 0:
             shutil.chown(self.folder, USER)
-        self._run(
-            "initdb", "-D", "data", "-U", USER, "--auth=trust", "--no-sync", "--locale=C.UTF-8"
-        )
+        usual = ("-D", "data", "-U", USER, "--auth=trust", "--no-sync", "--locale=C.UTF-8")
+        self._run("initdb", *usual, *initdb)
         self.start()
 
     def start(self) -> None:
@@ -55,19 +70,31 @@ class Cluster:
         self._run("pg_ctl", "-D", "data", "-w", "-m", "immediate", "stop")
 
     def stop(self) -> None:
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        assert self._guardian.stdin is not None
+        self._guardian.stdin.close()
+        self._guardian.wait()
+
+    def pid(self) -> int | None:
+        """The server's process; None if it does not run."""
+        try:
+            pid = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+            os.kill(pid, 0)
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return pid
 
     def url(self, database: str = USER) -> str:
         return f"postgresql://{USER}@/{database}?host={self.folder}"
 
-    def new_database(self, template: str = "template1") -> str:
+    def new_database(self, template: str = "template1", *, tablespace: str = "pg_default") -> str:
         """Makes a database that is a copy of `template`, and returns its URL."""
         import psycopg
 
         name = f"t{uuid4().hex[:12]}"
         with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+            connection.execute(
+                f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY TABLESPACE {tablespace}"
+            )
         return self.url(name)
 
     def drop_database(self, url: str) -> None:
@@ -89,4 +116,6 @@ class Cluster:
             line, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         if done.returncode:
-            raise RuntimeError(f"{program} failed: {done.stderr}")
+            log = self.folder / "log"
+            said = log.read_text()[-2000:] if log.exists() else ""
+            raise RuntimeError(f"{program} failed: {done.stderr}{said}")

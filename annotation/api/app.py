@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from annotation.api import admin, media, oidc, quality, sign_in, work
+from annotation.api import admin, flags, media, oidc, quality, sign_in, work
 from annotation.api.errors import ERROR_ANSWERS
 from annotation.api.gate import Gate
 from annotation.api.site import Site
@@ -13,13 +13,14 @@ from annotation.config import AnnotateConfig
 from annotation.label_studio import webhook
 from annotation.store import Store
 
-ROUTERS = (
+ROUTERS = (  # what is asked most comes first: a request is held against them in this order
+    work.router,
+    media.router,
     sign_in.router,
     oidc.router,
-    work.router,
+    flags.router,
     admin.router,
     quality.router,
-    media.router,
     webhook.router,
 )
 OWN_PATHS = frozenset(
@@ -31,7 +32,7 @@ def create_app(store: Store, config: AnnotateConfig | None = None, *, page: bool
     """The whole site of one project.
 
     Args:
-        page: mount the Gradio pages at `/` and `/quality`; False serves the HTTP API alone (it starts faster).
+        page: mount the Gradio pages at `/`, `/flags` and `/quality`; False serves the HTTP API alone (it starts faster).
     Returns: an app whose `state.sign_in_link(account)` makes a one-time path that signs in.
     """
     site = Site.of(store, config or AnnotateConfig())
@@ -47,11 +48,13 @@ def create_app(store: Store, config: AnnotateConfig | None = None, *, page: bool
     for router in ROUTERS:
         app.include_router(router)
     if page:
-        from annotation.app import mount
-        from annotation.quality.page import mount as mount_quality
+        from annotation import app as annotation_page
+        from annotation import flag_page
+        from annotation.quality import page as quality_page
 
-        mount_quality(app, store, site.config)
-        mount(app, site.config)  # last: it takes every path that is left
+        quality_page.mount(app, store, site.config)
+        flag_page.mount(app, site.config)
+        annotation_page.mount(app, site.config)  # last: it takes every path that is left
     else:
         app.add_api_route("/", no_page)
     app.add_middleware(

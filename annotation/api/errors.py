@@ -17,8 +17,9 @@ from annotation.refusals import Conflict, NotFound, Refused
 from reelhf.errors import UserError
 
 RETRY_SECONDS = 2
-FULL = ("database or disk is full", "disk I/O error", "No space left", "disk full")
-"""How SQLite and PostgreSQL say that nothing more fits."""
+SQLITE_FULL = ("database or disk is full", "disk I/O error")
+POSTGRES_FULL = "53100"
+"""The code of `disk_full`: the words come in the server's language."""
 SQLITE_BUSY = ("database is locked", "unable to open database file", "readonly database")
 
 
@@ -40,11 +41,13 @@ def user_error(_request: Request, error: UserError) -> Response:
 
 def unavailable(_request: Request | None, error: Exception) -> Response:
     """503 for a database that is busy or gone, 507 for a disk that is full. The browser keeps the answer and tries again."""
-    said = str(error)
-    passing = not isinstance(getattr(error, "orig", None), sqlite3.Error)
-    if not passing and not any(words in said for words in (*FULL, *SQLITE_BUSY)):
-        raise error  # a mistake of ours, which trying again does not mend
-    if any(words in said for words in FULL):
+    said, cause = str(error), getattr(error, "orig", None)
+    full = getattr(cause, "sqlstate", None) == POSTGRES_FULL
+    if isinstance(cause, sqlite3.Error):
+        full = any(words in said for words in SQLITE_FULL)
+        if not full and not any(words in said for words in SQLITE_BUSY):
+            raise error  # a mistake of ours, which trying again does not mend
+    if full:
         detail, status = "the server's disk is full; nothing was stored, tell whoever runs it", 507
     else:
         detail, status = "the database is busy or away; nothing was stored, try again", 503

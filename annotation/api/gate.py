@@ -14,12 +14,12 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from annotation.accounts import Account
 from annotation.api.errors import unavailable
 from annotation.api.policy import Rule, has_rank, rule_for
 from annotation.api.sessions import COOKIE, Sessions
 from annotation.api.tokens import Tokens
 from annotation.database import Busy
-from annotation.store import Account
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
@@ -48,7 +48,7 @@ NEVER_SENT = {b"cookie", b"authorization"}
 """Request headers that Gradio copies into some answers, where a script could read the session cookie."""
 
 CLOSED = re.compile(
-    r"^/(quality/)?(gradio_api/)?"
+    r"^/((quality|flags)/)?(gradio_api/)?"
     r"(file|upload|upload_progress|proxy|stream|monitoring|deep_link|reset|component_server|"
     r"process_recording|vibe-|profiling|queue|run|call|api|cancel|dev|hash|custom_component)"
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse, Response
 from sqlalchemy import select
@@ -11,11 +9,11 @@ from sqlalchemy import select
 from annotation import claims
 from annotation import schema as t
 from annotation.api.signing import Expired, Forged
-from annotation.api.site import SignedIn, TheSite
+from annotation.api.site import SignedIn, Site, TheSite
+from annotation.pages import STATIC
 from annotation.refusals import NotFound
 from annotation.store import Store
 
-STATIC = Path(__file__).parent.parent / "static"
 STATIC_KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
 
 router = APIRouter()
@@ -26,13 +24,18 @@ def media(
     token: str, site: TheSite, account: SignedIn, until: str = "", signature: str = ""
 ) -> Response:
     """A clip: to whom it was shown, by a link that has not expired."""
+    check_link(site, f"/media/{token}", until, signature)
+    return send_file(site, claims.media_key(site.store, account, token))
+
+
+def check_link(site: Site, path: str, until: str, signature: str) -> None:
+    """Raises HTTPException 404 for a link that is not ours, 410 for one that has expired."""
     try:
-        site.signer.check(f"/media/{token}", until, signature)
+        site.signer.check(path, until, signature)
     except Forged as error:
         raise HTTPException(404, "no such clip") from error
     except Expired as error:
         raise HTTPException(410, "this link has expired; load the page again") from error
-    return send_file(site, claims.media_key(site.store, account, token))
 
 
 @router.get("/media/task/{uid}/{position}")
@@ -65,7 +68,7 @@ def pushed_key(store: Store, uid: str, position: int) -> str:
         return str(connection.execute(query).scalar_one())
 
 
-def send_file(site: TheSite, key: str, **headers: str) -> Response:
+def send_file(site: Site, key: str, **headers: str) -> Response:
     """A stored file, whole or the range that was asked for."""
     kind = "image/png" if key.endswith(".png") else "video/mp4"
     headers = {"Cache-Control": "private, max-age=3600", "Content-Disposition": "inline", **headers}

@@ -16,11 +16,12 @@ from itsdangerous import BadData, URLSafeTimedSerializer
 from sqlalchemy import insert, select
 
 from annotation import schema as t
+from annotation.accounts import Account
 from annotation.api.sign_in import start_session
 from annotation.api.signing import site_key
 from annotation.api.site import Site, TheSite
 from annotation.config import OidcConfig
-from annotation.store import Account, Store
+from annotation.store import Store
 from reelhf.errors import UserError
 
 COOKIE = "reelhf_oidc"

@@ -31,15 +31,15 @@ RULES = (
     _rule(r"/oidc/(start|callback)", public=True),
     _rule(r"/media/task/[\w-]+/\d+", public=True),  # the signature is
     _rule(r"/webhooks/label-studio", public=True),  # the secret header is
-    _rule(r"/api/(me|progress)", scope="read"),
+    _rule(r"/api/(me|progress|guide)", scope="read"),
     _rule(r"/api/(claim|submit|back|skip|flag|heartbeat|draft)", scope="judge"),
-    _rule(
-        r"/api/(flagged|decide)"
-    ),  # experts and whoever is more than an annotator: annotation.flags
+    # experts and whoever is more than an annotator: annotation.flags
+    _rule(r"/api/(flagged|decide)"),
+    _rule(r"/media/held/\d+/\d+"),
     _rule(r"/media/[^/]+", scope="judge"),
     _rule(r"/api/counts", "reviewer", scope="read"),
     _rule(r"/api/quality", "reviewer", scope="read"),
-    _rule(r"/quality(/.*)?", "reviewer"),
+    _rule(r"/(quality|flags)(/.*)?", "reviewer"),
     _rule(r"/api/users", "admin"),
     _rule(r"/api/(logout|tokens|tokens/\d+)"),
     _rule(r"/annotate/[^/]+"),

@@ -9,7 +9,8 @@ import time
 from sqlalchemy import bindparam, delete, insert, select
 
 from annotation import schema as t
-from annotation.store import Account, Store
+from annotation.accounts import Account
+from annotation.store import Store
 
 COOKIE = "reelhf_session"
 
@@ -51,12 +52,12 @@ class Sessions:
         if (known := self.remembered(token)) is not None:
             return known
         hashed, now = _hash(token), self._store.now_ms()
-        with self._store.read() as connection:
+        with self._store.glance() as connection:
             row = connection.execute(_find_session, {"hash": hashed, "now": now}).first()
         if row is None:
             self._remembered.pop(hashed, None)
             return None
-        account = Account(row.id, row.name, row.role, row.pseudonym, row.simulated)
+        account = Account.of(row)
         if len(self._remembered) >= MAX_REMEMBERED:
             self._remembered.clear()
         until = time.monotonic() + REMEMBERED_SECONDS

@@ -9,10 +9,10 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from annotation.accounts import Account
 from annotation.api.sessions import COOKIE
 from annotation.api.site import Site, TheSite, read_body, read_json
 from annotation.config import AnnotateConfig
-from annotation.store import Account
 
 MAX_PASSWORD = 1000
 """Characters; hashing a longer one would only cost time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -12,12 +13,14 @@ from fastapi import Depends, HTTPException, Request
 from sqlalchemy import delete, insert, select
 
 from annotation import schema as t
+from annotation.accounts import Account
 from annotation.api.sessions import Sessions
 from annotation.api.signing import Signer, site_key
 from annotation.api.throttle import LoginThrottle
 from annotation.api.tokens import Tokens
 from annotation.config import AnnotateConfig
-from annotation.store import Account, Store
+from annotation.refusals import Refused
+from annotation.store import Store
 
 MAX_BODY_BYTES = 64 * 1024
 LINK_HOURS = 24
@@ -82,7 +85,7 @@ class Site:
             found = connection.execute(
                 select(t.account).where(t.account.c.id == row.account_id)
             ).one()
-        return Account(found.id, found.name, found.role, found.pseudonym, found.simulated)
+        return Account.of(found)
 
 
 # Each is `async` only because FastAPI would send a plain function to a thread.
@@ -121,6 +124,14 @@ async def read_json(request: Request) -> dict[str, Any]:
     if b"\\u" in body and not _storable(raw):
         raise HTTPException(400, "a text holds a NUL or half a character")
     return raw
+
+
+def whole(raw: Mapping[str, Any], name: str) -> int | None:
+    """A whole number that may be left out. Raises Refused if it is something else."""
+    value = raw.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise Refused([f"{name} is a whole number or null"])
 
 
 def _storable(value: object) -> bool:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from sqlalchemy import insert, or_, select, update
 
 from annotation import schema as t
-from annotation.store import Account, Store
+from annotation.accounts import Account
+from annotation.store import Store
 from reelhf.errors import UserError
 
 PREFIX = "rhf_"
@@ -117,7 +118,7 @@ class Tokens:
             row = connection.execute(query).first()
         if row is None:
             return None
-        account = Account(row.id, row.name, row.role, row.pseudonym, row.simulated)
+        account = Account.of(row)
         return account, frozenset(row.scopes)
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
 
-from annotation import claims, drafts, flags
-from annotation.api.site import JsonBody, SignedIn, Site, TheSite
+from annotation import claims, drafts
+from annotation.api.site import JsonBody, SignedIn, Site, TheSite, whole
 from annotation.records import TaskView
-from annotation.refusals import NotFound, Refused
+from annotation.showing import own_presentation
 from annotation.verdicts import parse_verdict
 
 TOTAL_SECONDS = 60.0
@@ -33,7 +32,16 @@ def me(request: Request, site: TheSite, account: SignedIn) -> dict[str, Any]:
         "must_watch": site.config.must_watch,
         "confirm_pairs": site.config.confirm_pairs,
         "guide": dict(site.store.guideline.guide),
+        "guideline_version": site.store.guideline.version,
     }
+
+
+@router.get("/api/guide")
+def guide(presentation: str, site: TheSite, account: SignedIn) -> dict[str, Any]:
+    """How to judge a task that was shown to this annotator, in the version it was shown with."""
+    with site.store.read() as connection:
+        shown = own_presentation(connection, account, presentation)
+    return {"guide": dict(site.store.guideline_of(shown.guideline_version).guide)}
 
 
 @router.get("/api/progress")
@@ -84,6 +92,7 @@ def submit(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
         verdict,
         revises=whole(raw, "revises"),
         routing=site.config.routing,
+        must_watch=site.config.must_watch,
     )
     return asdict(receipt)
 
@@ -118,22 +127,6 @@ def flag(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
     return {"flagged": True}
 
 
-@router.get("/api/flagged")
-def flagged(site: TheSite, account: SignedIn) -> dict[str, Any]:
-    """The tasks that wait for a decision, for those who may decide."""
-    with site.store.read() as connection:
-        if not flags.may_decide(connection, account):
-            raise NotFound("no such list")
-    return {"tasks": [held.to_json() for held in flags.held_tasks(site.store)]}
-
-
-@router.post("/api/decide")
-def decide(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
-    task_id, decision = whole(raw, "task_id") or 0, str(raw.get("decision", ""))
-    flags.decide(site.store, account, task_id, decision, str(raw.get("note") or ""))
-    return {"decided": True}
-
-
 @router.post("/api/heartbeat")
 def heartbeat(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
     alive = claims.heartbeat(
@@ -149,16 +142,3 @@ def heartbeat(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]
 def save_draft(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
     presentation, body = str(raw.get("presentation", "")), str(raw.get("draft") or "")
     return {"saved_ms": drafts.save_draft(site.store, account, presentation, body)}
-
-
-@router.get("/api/draft")
-def load_draft(presentation: str, site: TheSite, account: SignedIn) -> dict[str, Any]:
-    return {"draft": drafts.load_draft(site.store, account, presentation)}
-
-
-def whole(raw: Mapping[str, Any], name: str) -> int | None:
-    """A whole number that may be left out. Raises Refused if it is something else."""
-    value = raw.get(name)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise Refused([f"{name} is a whole number or null"])

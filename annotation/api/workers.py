@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from annotation.api.server import server_options
 from annotation.config import AnnotateConfig
+from annotation.database import Database
 from reelhf.errors import UserError
 
 CHECK_SECONDS = 0.5
@@ -25,6 +26,11 @@ QUICK_SECONDS = 20.0
 MAX_QUICK_DEATHS = 6
 SERVER_BUSY_SECONDS = 5.0
 """A request that cannot write for so long is answered 503; the browser keeps what was said and tries again."""
+
+
+def usual_workers(database: Database, cores: int) -> int:
+    """One process computes on one core only, and a second carries bursts that one cannot; SQLite has one writer anyway."""
+    return 1 if database.is_sqlite else min(2, cores)
 
 
 def serve_with_workers(

@@ -13,9 +13,10 @@ from sqlalchemy import Row, delete, func, insert, select, update
 
 from annotation import claims
 from annotation import schema as t
+from annotation.accounts import Account
 from annotation.label_studio.template import read_verdict
 from annotation.refusals import Conflict, Refused
-from annotation.store import Account, Store
+from annotation.store import Store
 from reelhf.errors import UserError
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import Row, insert, select, update
 from annotation import schema as t
 from annotation.api.signing import Signer, site_key
 from annotation.label_studio.template import label_config, task_data
+from annotation.records import Guideline
 from annotation.store import Store
 from reelhf.errors import UserError
 
@@ -76,16 +77,16 @@ def push(
     tasks = _open_tasks(store)
     if not tasks:
         raise UserError("no task is open: make some with `reelhf annotate tasks create`")
-    shapes = {(task.dimensions, len(task.clips)) for task in tasks}
+    shapes = {(task.dimensions, len(task.clips), task.guideline.version) for task in tasks}
     if len(shapes) > 1:
         raise UserError(
-            "the open tasks differ in their dimensions or number of clips; a Label Studio project has one form, so push them apart"
+            "the open tasks differ in their questions or number of clips; a Label Studio project has one form, so push them apart"
         )
-    dimensions, num_clips = shapes.pop()
+    dimensions, num_clips, _ = shapes.pop()
     if project is None:
         made = client.projects.create(
             title=title,
-            label_config=label_config(store.guideline, dimensions, num_clips),
+            label_config=label_config(tasks[0].guideline, dimensions, num_clips),
             maximum_annotations=max(task.row.need_n for task in tasks),
             show_skip_button=True,
         )
@@ -122,12 +123,14 @@ class _Task:
     row: Row[Any]
     clips: tuple[int, ...]
     dimensions: tuple[str, ...]
+    guideline: Guideline
 
 
 def _open_tasks(store: Store) -> list[_Task]:
     query = (
-        select(t.task, t.prompt.c.text)
+        select(t.task, t.prompt.c.text, t.project.c.guideline_version)
         .join(t.prompt, t.prompt.c.prompt_id == t.task.c.prompt_id)
+        .join(t.project, t.project.c.id == t.task.c.project_id)
         .where(t.task.c.state == "open", t.task.c.kind == "best_worst", t.task.c.purpose == "work")
         .order_by(t.task.c.priority.desc(), t.task.c.id)
     )
@@ -139,10 +142,11 @@ def _open_tasks(store: Store) -> list[_Task]:
             clips[row.task_id].append(row.clip_id)
     found = []
     for row in rows:
-        dimensions = store.guideline.dimensions(row.task_kind)
+        guideline = store.guideline_of(row.guideline_version)
+        dimensions = guideline.dimensions(row.task_kind)
         if row.first_frame_key is None:
             dimensions = tuple(name for name in dimensions if name != "preservation")
-        found.append(_Task(row, tuple(clips[row.id]), tuple(dimensions)))
+        found.append(_Task(row, tuple(clips[row.id]), tuple(dimensions), guideline))
     return found
 
 
@@ -176,7 +180,7 @@ def _send(
                 "task_id": task.row.id,
                 "clip_order": order,
                 "dimension_order": list(task.dimensions),
-                "guideline_version": store.guideline.version,
+                "guideline_version": task.guideline.version,
                 "pushed_ms": store.now_ms(),
             }
         )
@@ -186,7 +190,7 @@ def _send(
             order=order,
             urls=urls,
             fps=task.row.shown_fps,
-            guideline_version=store.guideline.version,
+            guideline_version=task.guideline.version,
         )
         bodies.append({"data": data})
     with store.write() as connection:

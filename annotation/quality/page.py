@@ -5,9 +5,9 @@ No event reaches Python and nothing is kept in the page, as on the annotation pa
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
+from annotation import pages
 from annotation.quality.report import GROUPS
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ def build(
         projects: names to choose from; with only one, no choice is shown.
         root_path: where a reverse proxy shows the site.
     """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio as gr
 
     def bars(x: str, y: str, title: str, **options: object) -> gr.BarPlot:
@@ -51,7 +50,7 @@ def build(
         return gr.Dataframe(label=label, interactive=False, wrap=True, max_height=320)
 
     shown: dict[str, gr.components.Component] = {}
-    with gr.Blocks(title=f"{title}: quality", analytics_enabled=False, fill_width=True) as page:
+    with pages.blocks(f"{title}: quality") as page:
         with gr.Row(elem_id="topbar"):
             shown["summary"] = gr.Markdown("Loading …", elem_id="summary")
             with gr.Column(scale=0, min_width=180, visible=len(projects) > 1):
@@ -92,39 +91,14 @@ def build(
             shown["clips"] = table("Largest clips")
         call = FILL % {"names": list(shown), "root": root_path, "all": ALL_PROJECTS}
         for trigger in (page.load, refresh.click, project.change, by.change):
-            trigger(
-                fn=None,
-                js=call,
-                inputs=[project, by],
-                outputs=list(shown.values()),
-                queue=False,
-                show_progress="hidden",
-            )
+            pages.in_browser(trigger, call, [project, by], list(shown.values()))
     return page
 
 
 def mount(app: FastAPI, store: Store, config: AnnotateConfig) -> None:
     """Mounts the page; `api.policy` says who may see it."""
-    import gradio as gr
-
     from annotation.projects import list_projects
 
     names = [project.name for project in list_projects(store) if project.tasks]
-    gr.mount_gradio_app(
-        app,
-        build(names, title=config.title, root_path=config.root_path),
-        path="/quality",
-        theme=gr.themes.Base(
-            primary_hue="indigo",
-            neutral_hue="slate",
-            font=("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"),
-            font_mono=("ui-monospace", "Consolas", "monospace"),
-        ),
-        root_path=f"{config.root_path}/quality" if config.root_path else None,
-        run_history=False,
-        ssr_mode=False,
-        enable_monitoring=False,
-        footer_links=[],
-        show_error=False,
-        blocked_paths=["/"],
-    )
+    page = build(names, title=config.title, root_path=config.root_path)
+    pages.mount(app, page, "/quality", config)

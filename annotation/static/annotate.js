@@ -2,22 +2,16 @@
 // component, in the order of `Page` in annotation/app.py. Prompts, notes and opinions are only ever set as text or plain Markdown.
 (() => {
   "use strict";
-  const { Answers, LETTERS, Outbox, Player, drafts, remember, recall, keeps } = window.reelhfParts;
+  const { Answers, Drafts, LETTERS, Outbox, Player, site, storage } = window.reelhfParts;
+  const { say, setRole } = site;
   const ROWS = 5;
-  const LANGUAGES = ["en", "zh"];
   const WORST_KEYS = ["KeyQ", "KeyW", "KeyE", "KeyR"];
   const [MIN_PIXELS, MAX_PIXELS, VETO_PIXELS] = [110, 560, 61]; // heights of a clip and of the veto line
   const [GAP_PIXELS, NARROW_PIXELS, PER_LINE] = [12, 900, 5]; // four clips and a first frame stay in one line
   const POLL_MS = 60000;
   const RETRY_MS = 3000;
-  const SLIDER = new Set(["radio", "range", "checkbox"]);
-
-  const SCRIPT = "/annotate/annotate.js";
-  const ROOT = (document.querySelector(`script[src$="${SCRIPT}"]`)?.getAttribute("src") || SCRIPT).slice(0, -SCRIPT.length);
 
   let me = null;
-  let words = {};
-  let language = "en";
   let task = null;
   let answers = null;
   let note = "";
@@ -30,38 +24,28 @@
   let outbox = null;
   let revising = null; // {judgment_id, root} while an older answer is changed
   let feedback = "";
+  const guides = {}; // version -> language -> Markdown
   let sending = ""; // the key of the answer this page waits for
 
   const body = () => document.body.dataset;
-  const say = (name, values = {}) =>
-    (words[language]?.[name] ?? name).replace(/\{(\w+)\}/g, (_, key) => String(values[key] ?? ""));
   const question = (dimension) => {
     const q = task.questions[dimension];
-    return { ...q, ...(q.translations?.[language] || {}) };
+    return { ...q, ...(q.translations?.[site.language()] || {}) };
   };
+  const drafts = new Drafts(
+    (presentation, draft, leaving) => call("/api/draft", { presentation, draft }, { leaving }), site.now);
   const label = (index) => question(task.dimensions[index]).label;
   const player = new Player(say, () => { fit(); gate(); }, (clip) => tell(say("clip_broken", { clip })));
 
   // --- the server -------------------------------------------------------------------------------
 
-  async function call(path, sent) {
-    const options = sent === undefined ? {} : {
-      method: "POST",
-      headers: { "Content-Type": "application/json", "X-CSRF-Token": me.csrf },
-      body: JSON.stringify(sent),
-    };
-    const answer = await fetch(ROOT + path, { ...options, credentials: "same-origin" });
-    if (answer.status === 401) {
-      window.location.assign(`${ROOT}/login`);
-      return new Promise(() => {}); // the page is going away
-    }
-    const data = await answer.json().catch(() => ({ detail: `HTTP ${answer.status}` }));
-    if (!answer.ok) {
-      const error = new Error((data.problems || [data.detail]).map(readable).join(". "));
-      error.status = answer.status;
+  async function call(path, sent, options) {
+    try {
+      return await site.call(path, sent, options);
+    } catch (error) {
+      error.message = readable(error.message);
       throw error;
     }
-    return data;
   }
 
   const readable = (text) =>
@@ -80,15 +64,19 @@
   const draftName = () => `${task.presentation}${revising ? `:${revising.judgment_id}` : ""}`;
   const randomKey = () => Array.from(crypto.getRandomValues(new Uint8Array(18)), (b) => b.toString(16).padStart(2, "0")).join("");
 
-  function saveDraft() {
-    if (!task) return;
+  function draft() {
     const { rows, active, clip } = answers;
-    drafts.save(draftName(), { rows, active, clip, note, key: task.key, watched: player.watched });
+    return { rows, active, clip, note, key: task.key, watched: player.watched };
+  }
+
+  function saveDraft() {
+    if (task) drafts.save(draftName(), task.presentation, draft());
   }
 
   async function nextTask() {
     const told = await call("/api/claim", {});
     progress = await call("/api/progress");
+    if (told.task) await readGuide(told.task);
     revising = null;
     nothing = told.reason;
     show(told.task);
@@ -100,15 +88,15 @@
     player.stop();
     Object.assign(body(), { state: task ? "work" : "done", mode: "", purpose: task?.purpose || "", kind: task?.kind || "" });
     if (!task) return;
-    const draft = drafts.load(draftName());
+    const begun = drafts.load(draftName(), task.draft);
     answers = new Answers(task, say, label);
-    if (draft) answers.restore(draft.rows, draft.active, draft.clip);
+    if (begun) answers.restore(begun.rows, begun.active, begun.clip);
     else if (verdict) answers.restore(Answers.fromVerdict(task, verdict));
-    note = draft?.note ?? verdict?.note ?? "";
-    task.key = draft?.key || randomKey();
+    note = begun?.note ?? verdict?.note ?? "";
+    task.key = begun?.key || randomKey();
     shownAt = performance.now();
     Object.assign(body(), { k: task.clips.length, dims: task.dimensions.length });
-    player.show(task, draft?.watched ?? verdict?.watched_seconds);
+    player.show(task, begun?.watched ?? verdict?.watched_seconds);
     heartbeat = setInterval(beat, Math.max(5, task.lease_seconds / 3) * 1000);
   }
 
@@ -155,8 +143,8 @@
         choices: answers.payload(),
         note,
         seconds: (performance.now() - shownAt) / 1000,
-        watched_seconds: player.watched.map((s) => Math.round(s * 10) / 10),
-        language,
+        watched_seconds: player.watchedSeconds(),
+        language: site.language(),
       },
     });
     return render();
@@ -166,7 +154,7 @@
   async function told({ receipt, error, kept, body: sent }) {
     const ours = sent.idempotency_key === sending;
     if (kept) {
-      status = keeps() ? say("kept") : `${say("kept")} ${say("storage_off")}`;
+      status = storage.keeps() ? say("kept") : `${say("kept")} ${say("storage_off")}`;
       if (outbox.waiting > 1) status += ` ${say("waiting", { count: outbox.waiting })}`;
       refresh();
       return;
@@ -180,7 +168,7 @@
     drafts.drop(sent.revises ? `${sent.presentation}:${sent.revises}` : sent.presentation);
     if (error) status = say("not_saved", { reason: error.message });
     else {
-      const time = new Date(receipt.submitted_ms).toLocaleTimeString(language);
+      const time = new Date(receipt.submitted_ms).toLocaleTimeString(site.language());
       status = say(receipt.revision ? "changed" : "saved", { id: receipt.judgment_id, time });
     }
     if (ours && receipt && explain(receipt)) {
@@ -217,7 +205,7 @@
   function explain({ feedback: graded, exam }) {
     const lines = graded.map((g) => {
       const dimension = question(g.dimension).label;
-      const why = g.why?.[language] ?? g.why?.en ?? "";
+      const why = g.why?.[site.language()] ?? g.why?.en ?? "";
       const text = g.correct ? say("right", { dimension }) : say("wrong", { dimension, expected: expected(g) });
       return `- ${text}${why ? `. ${why}` : ""}`;
     });
@@ -273,7 +261,8 @@
       const { reopened } = await call("/api/back", { before: revising?.root ?? null });
       if (!reopened) status = say("nothing_back");
       else {
-        saveDraft();
+        if (task) drafts.keep(draftName(), draft());
+        await readGuide(reopened.task);
         revising = { judgment_id: reopened.judgment_id, root: reopened.root };
         status = "";
         show(reopened.task, reopened.verdict);
@@ -293,9 +282,7 @@
     refresh();
   }
 
-  function refresh() {
-    document.getElementById("refresh")?.click();
-  }
+  const { refresh } = site;
 
   function minutes(seconds) {
     if (seconds < 90) return say("seconds", { n: Math.max(10, Math.round(seconds / 10) * 10) });
@@ -306,7 +293,7 @@
     if (!progress) return "";
     const { judged, wanted } = progress;
     if (!task) return say("judged", { judged });
-    if (words[language][`${task.purpose}_intro`]) return say(`${task.purpose}_intro`);
+    if (site.has(`${task.purpose}_intro`)) return say(`${task.purpose}_intro`);
     const parts = [];
     if (revising) parts.push(`**${say("changing", { id: revising.judgment_id })}**`);
     else if (task.purpose === "adjudication") parts.push(`**${say("purpose_adjudication")}**`);
@@ -363,6 +350,19 @@
     return answers.toConfirm().flatMap((i, n) => (answers.rows[i].confirmed === false ? [String(n + 1)] : []));
   }
 
+  // How to judge the task at hand: each project asks by its own version.
+  function guideText() {
+    const guide = guides[task?.guideline_version ?? me.guideline_version] || {};
+    return guide[site.language()] ?? guide.en ?? "";
+  }
+
+  async function readGuide({ guideline_version: version, presentation }) {
+    if (guides[version]) return;
+    try {
+      guides[version] = (await call(`/api/guide?presentation=${presentation}`)).guide;
+    } catch { /* the next task of this version asks again */ }
+  }
+
   function doneText() {
     if (task) return "";
     const judged = progress?.judged || 0;
@@ -391,6 +391,7 @@
       note,
       status,
       doneText(),
+      guideText(),
     ];
   }
 
@@ -400,16 +401,14 @@
     const reasons = (name, list) => update({ choices: list.map((r) => [say(`${name}_${r}`), r]), label: say(`${name}_why`) });
     const others = update({ choices: [[say("tie"), "tie"], [say("cannot_judge"), "cannot_judge"]] });
     player.translate();
-    const guide = me.guide[language] ?? me.guide.en ?? "";
     return [
-      say(isDark() ? "light" : "dark"),
-      ...["language", "guide_button", "help_button", "sign_out", "another", "no_pair", "confirm_yes"].map((name) => say(name)),
+      say(site.isDark() ? "light" : "dark"),
+      ...["language", "guide_button", "help_button", "to_flagged", "sign_out", "another", "no_pair", "confirm_yes"].map((name) => say(name)),
       ...["cancel", "cancel", "cancel", "go_on", "back", "flag", "skip", "submit", "keys"].map((name) => say(name)),
-      guide,
       ...Array.from({ length: ROWS }, () => others),
       reasons("skip", me.skip_reasons),
       reasons("flag", me.flags),
-      update({ placeholder: say("note") }),
+      update({ placeholder: say("note"), label: say("note") }),
       update({ label: say("prompt") }),
     ];
   }
@@ -420,11 +419,10 @@
   function decorate(vetoed) {
     body().veto = vetoed >= 0 ? "1" : "";
     body().pairs = task && body().mode === "confirm" ? answers.toConfirm().length : "";
-    document.documentElement.lang = language;
     document.documentElement.style.setProperty(
       "--done-fraction", progress && progress.wanted ? Math.min(1, progress.judged / progress.wanted) : 0);
-    for (const [id, role] of [["status", "status"], ["veto", "alert"], ["confirm", "alert"], ["feedback", "alert"]])
-      document.getElementById(id)?.setAttribute("role", role);
+    setRole("status", "status");
+    for (const id of ["veto", "confirm", "feedback"]) setRole(id, "alert");
     for (let i = 0; i < ROWS; i++) decorateRow(i);
     markClips(vetoed);
     gate();
@@ -501,8 +499,7 @@
 
   function onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const target = event.target;
-    const typing = target.tagName === "TEXTAREA" || (target.tagName === "INPUT" && !SLIDER.has(target.type));
+    const target = event.target, typing = site.typing(target);
     if (event.code === "Escape") {
       const idle = !typing && !body().mode && !body().help && !body().guide && player.zoomed < 0;
       target.blur();
@@ -513,8 +510,7 @@
       refresh();
       return;
     }
-    if (typing && !target.readOnly && !target.disabled) return;
-    if (target.tagName === "BUTTON" && (event.code === "Space" || event.code === "Enter")) return;
+    if (typing || site.presses(event)) return;
     const does = command(event);
     if (!does) return;
     event.preventDefault();
@@ -541,9 +537,8 @@
         return digit >= 1 ? act(() => toggleWorse(digit - 1)) : null;
       default:
     }
-    if (digit === 0) return () => player.seek(0);
-    if (task.kind === "score" && digit <= 5) return act(() => choose(answers.active, "score", digit));
-    if (task.kind !== "score" && digit <= task.clips.length)
+    if (task.kind === "score" && digit >= 1 && digit <= 5) return act(() => choose(answers.active, "score", digit));
+    if (task.kind !== "score" && digit >= 1 && digit <= task.clips.length)
       return act(() => choose(answers.active, event.shiftKey ? "worst" : "best", digit - 1));
     const worst = WORST_KEYS.indexOf(event.code);
     if (worst >= 0 && task.kind !== "score") return act(() => choose(answers.active, "worst", worst));
@@ -561,14 +556,7 @@
       case "KeyS": return act(() => openPanel("skip"));
       case "KeyF": return act(() => openPanel("flag"));
       case "KeyM": return () => noteField()?.focus();
-      case "KeyZ": return () => player.zoomNext();
-      case "KeyL": return () => player.setLoop(!player.loop);
-      case "Minus": return () => player.faster(-1);
-      case "Equal": return () => player.faster(1);
-      case "Space": return () => player.toggle();
-      case "Comma": return () => player.step(-1);
-      case "Period": return () => player.step(1);
-      default: return enter ? () => submit().then(refresh) : null;
+      default: return enter ? () => submit().then(refresh) : player.command(event);
     }
   }
 
@@ -639,23 +627,19 @@
   }
 
   function switchLanguage() {
-    language = LANGUAGES[(LANGUAGES.indexOf(language) + 1) % LANGUAGES.length];
-    remember("language", language);
+    site.switchLanguage();
     status = "";
     return renderAll();
   }
 
-  const isDark = () => document.body.classList.contains("dark");
-
   function switchTheme() {
-    setTheme(isDark() ? "light" : "dark");
-    remember("theme", isDark() ? "dark" : "light");
+    site.switchTheme();
     return renderAll();
   }
 
-  function setTheme(name) {
-    document.body.classList.toggle("dark", name === "dark");
-    document.documentElement.classList.toggle("dark", name === "dark");
+  function toFlagged() {
+    site.go("/flags/");
+    return render();
   }
 
   // Heard at once and not through Gradio: a value that comes back late would undo what was typed meanwhile.
@@ -668,16 +652,16 @@
   const noteField = () => document.querySelector("#note input, #note textarea");
 
   async function signOut() {
-    drafts.clear();
+    await drafts.forget();
     await call("/api/logout", {});
-    window.location.assign(`${ROOT}/login`);
+    site.go("/login");
     return render();
   }
 
   async function start(numView, numWords) {
-    [me, words] = await Promise.all([call("/api/me"), call("/annotate/strings.json")]);
-    language = recall("language") || (navigator.language.startsWith("zh") ? "zh" : "en");
-    if (recall("theme")) setTheme(recall("theme"));
+    me = await site.start();
+    body().role = me.role;
+    guides[me.guideline_version] = me.guide;
     outbox = new Outbox(me.id, (sent) => call("/api/submit", sent), told);
     await outbox.flush(); // what an earlier page could not send goes before anything new
     if (!task) await nextTask();
@@ -691,7 +675,10 @@
       if (row && answers) answers.active = Math.min(Number(row.id.slice(4)), answers.rows.length - 1);
     });
     window.addEventListener("resize", fit);
-    window.addEventListener("pagehide", saveDraft);
+    window.addEventListener("pagehide", () => {
+      if (task) drafts.keep(draftName(), draft());
+      drafts.flush(true);
+    });
     setInterval(async () => {
       if (!task && !busy && !document.hidden) {
         await move(nextTask);
@@ -703,7 +690,7 @@
 
   window.reelhf = {
     start, render, picked, chooseAnother, noValidPair, markWorse, confirm, submit, back, openPanel, closePanels, skip, flag, goOn,
-    toggle, switchLanguage, switchTheme, signOut,
+    toggle, toFlagged, switchLanguage, switchTheme, signOut,
     times: () => player.videos.map((v) => v.currentTime), // for tests of the drift
   };
 })();

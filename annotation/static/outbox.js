@@ -1,59 +1,10 @@
-// What the browser keeps: drafts that survive a reload, and answers that wait until the server has confirmed them. An answer and
-// its key stay until then, so that a lost network or a closed page loses nothing and sending twice stores once.
+// Answers wait in the browser until the server has confirmed them. An answer and its key stay until then, so that a lost network
+// or a closed page loses nothing and sending twice stores once.
 (() => {
   "use strict";
-  const PREFIX = "reelhf:";
-  const MAX_DRAFTS = 20;
+  const { storage: { read, write, remove, keys } } = window.reelhfParts;
   const PAUSES_MS = [1000, 2000, 4000, 8000, 15000, 30000];
   const FINAL = new Set([400, 404, 409, 413, 422]); // asking again would not help
-
-  const memory = new Map(); // where localStorage is refused, things live as long as the page
-  let persistent = true;
-
-  function read(key) {
-    try {
-      const text = localStorage.getItem(PREFIX + key);
-      return text === null ? memory.get(key) ?? null : JSON.parse(text);
-    } catch {
-      return memory.get(key) ?? null;
-    }
-  }
-
-  function write(key, value) {
-    try {
-      localStorage.setItem(PREFIX + key, JSON.stringify(value));
-      memory.delete(key);
-    } catch {
-      persistent = false;
-      memory.set(key, value);
-    }
-  }
-
-  function remove(key) {
-    memory.delete(key);
-    try {
-      localStorage.removeItem(PREFIX + key);
-    } catch { /* it was never there */ }
-  }
-
-  function keys(prefix) {
-    let stored = [];
-    try {
-      stored = Object.keys(localStorage).filter((k) => k.startsWith(PREFIX)).map((k) => k.slice(PREFIX.length));
-    } catch { /* memory only */ }
-    return [...new Set([...stored, ...memory.keys()])].filter((k) => k.startsWith(prefix));
-  }
-
-  const drafts = {
-    load: (name) => read(`draft:${name}`),
-    save(name, draft) {
-      write(`draft:${name}`, { ...draft, at: Date.now() });
-      const old = keys("draft:").map((k) => [read(k)?.at || 0, k]).sort((a, b) => b[0] - a[0]).slice(MAX_DRAFTS);
-      old.forEach(([, k]) => remove(k));
-    },
-    drop: (name) => remove(`draft:${name}`),
-    clear: () => keys("draft:").forEach(remove),
-  };
 
   // One person's answers on their way. `send` is asked for each, oldest first; `told` hears what became of it.
   class Outbox {
@@ -101,7 +52,5 @@
     }
   }
 
-  window.reelhfParts = {
-    ...window.reelhfParts, Outbox, drafts, remember: write, recall: read, keeps: () => persistent,
-  };
+  window.reelhfParts = { ...window.reelhfParts, Outbox };
 })();

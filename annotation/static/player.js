@@ -144,6 +144,11 @@
         .map(([, i]) => this.view.clips[i].letter);
     }
 
+    // As the server asks for it: null of a clip that does not play.
+    watchedSeconds() {
+      return this.videos.map((video, i) => (video.error ? null : Math.round(this.watched[i] * 10) / 10));
+    }
+
     play() {
       if (!this.videos.length) return;
       this.playing = true;
@@ -251,6 +256,21 @@
         figure.dataset.zoomed = Number(figure.dataset.slot) === slot ? "1" : "";
       });
       this.changed();
+    }
+
+    // What a key does to the clips; undefined if nothing.
+    command({ code }) {
+      return {
+        Digit0: () => this.seek(0),
+        Numpad0: () => this.seek(0),
+        KeyZ: () => this.zoomNext(),
+        KeyL: () => this.setLoop(!this.loop),
+        Minus: () => this.faster(-1),
+        Equal: () => this.faster(1),
+        Space: () => this.toggle(),
+        Comma: () => this.step(-1),
+        Period: () => this.step(1),
+      }[code];
     }
 
     paint(at) {

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import event
 
 from annotation import claims, schema
+from annotation.accounts import Account
+from annotation.config import AnnotateConfig
 from annotation.presentation import PresentationConfig
 from annotation.records import Choice, ClipRecord, TaskView, Verdict
 from annotation.routing import RoutingConfig
-from annotation.store import Account, Store
+from annotation.store import Store
 
 SMALL = PresentationConfig(min_side=32)
 PASSWORD = "correct horse"
+UNWATCHED = AnnotateConfig(must_watch=0)
+"""Served to those who have no eyes."""
 NUM_PROMPTS = 3
 
 
@@ -104,3 +112,26 @@ def rows(store: Store, table: sa.Table) -> list[Any]:
     """All rows of a table, oldest first."""
     with store.read() as connection:
         return list(connection.execute(sa.select(table).order_by(*table.primary_key.columns)))
+
+
+@contextmanager
+def counted(store: Store) -> Iterator[Counter[str]]:
+    """Counts statements and transactions."""
+    seen: Counter[str] = Counter()
+
+    def statement(_connection: object, _cursor: object, said: str, *_: object) -> None:
+        seen["statements"] += not said.startswith("BEGIN")
+
+    def begin(_: object) -> None:
+        seen["transactions"] += 1
+
+    engines = (store.database.engine, store.database.read_engine)
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", statement)
+        event.listen(engine, "begin", begin)
+    try:
+        yield seen
+    finally:
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", statement)
+            event.remove(engine, "begin", begin)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from annotation.place import Place, write_place
+from annotation.records import ClipRecord
 from annotation.store import Store
 from reelhf.video import write_video
 from tests.annotation.annotation_cases import NUM_PROMPTS, PASSWORD, SMALL, Clock, records
+from tests.annotation.browser_cases import XSS, moving_clips
 from tests.postgres_cluster import Cluster
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
@@ -99,3 +105,29 @@ def new_project(
     yield make
     for store in opened:
         store.close()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Browser]:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as driver:
+        running = driver.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"], headless=True
+        )
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def moving_project(tmp_path: Path) -> Path:
+    """Two tasks of four clips that move, and one annotator. The prompt of the first tries to run a script."""
+    prompts = [XSS] * 4 + ["A second prompt."] * 4
+    clips = [
+        ClipRecord(path, prompt, "secretmodel", "secretstage")
+        for path, prompt in zip(moving_clips(tmp_path, 8), prompts, strict=True)
+    ]
+    with Store.open(tmp_path / "project") as store:
+        ids = store.add_clips(clips)
+        store.create_tasks([ids[:4], ids[4:]], presentation=SMALL)
+        store.add_user("ann", PASSWORD)
+    return tmp_path / "project"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ import time
 from annotation import claims
 from annotation.api.app import create_app
 from annotation.api.server import running_server
+from annotation.config import AnnotateConfig
 from annotation.store import Store
 
 
@@ -27,10 +29,19 @@ def serve(folder: str, dies: str) -> None:
         claims.submit = fatal_submit
     with (
         Store.open(folder, busy_seconds=2.0) as store,
-        running_server(create_app(store, page=False)) as url,
+        running_server(create_app(store, AnnotateConfig(must_watch=0), page=False)) as url,
     ):
         print(url, flush=True)
         time.sleep(600)
+
+
+def hold(file: str) -> None:
+    """Takes SQLite's write lock and keeps it until a line comes in."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    print("held", flush=True)
+    sys.stdin.readline()
+    connection.execute("ROLLBACK")
 
 
 def claim_all(folder: str, first: str, number: str, threads: str) -> None:
@@ -57,4 +68,4 @@ def claim_all(folder: str, first: str, number: str, threads: str) -> None:
 
 
 if __name__ == "__main__":
-    {"serve": serve, "claim_all": claim_all}[sys.argv[1]](*sys.argv[2:])
+    {"serve": serve, "claim_all": claim_all, "hold": hold}[sys.argv[1]](*sys.argv[2:])

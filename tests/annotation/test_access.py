@@ -23,7 +23,7 @@ from annotation.api.policy import ANYTHING_ELSE, rule_for
 from annotation.api.server import running_server
 from annotation.api.sessions import COOKIE
 from annotation.api.tokens import Tokens
-from annotation.api.workers import check_exposure
+from annotation.api.workers import check_exposure, usual_workers
 from annotation.config import AnnotateConfig, OidcConfig
 from annotation.store import Store
 from reelhf.cli import main
@@ -55,9 +55,8 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/api/tokens/{token_id}",
         "/api/flagged",  # experts may be annotators; test_flags says who sees the list and decides
         "/api/decide",
+        "/media/held/{task_id}/{position}",
         "/annotate/{name}",
-        "/api/flagged",
-        "/api/decide",
     ),
     "annotator, token judge": (
         "/api/claim",
@@ -69,9 +68,9 @@ WHO_MAY = {  # what passes the gate: roles by cookie, then token scopes
         "/api/draft",
         "/media/{token}",
     ),
-    "annotator, token read": ("/api/me", "/api/progress"),
+    "annotator, token read": ("/api/me", "/api/progress", "/api/guide"),
     "reviewer, token read": ("/api/counts", "/api/quality"),
-    "reviewer": ("/quality",),
+    "reviewer": ("/quality", "/flags"),
     "admin": ("/api/users",),
 }
 
@@ -97,6 +96,7 @@ def sign_in(client: TestClient, name: str) -> dict[str, str]:
 def filled(path: str) -> str:
     return (
         path.replace("{uid}/{position}", "none/0")
+        .replace("{task_id}/{position}", "99999/0")
         .replace("{token_id}", "99999")
         .replace("{token}", "none")
         .replace("{name}", "a.css")
@@ -317,6 +317,12 @@ def test_over_https_the_cookie_is_secure_and_browsers_remember_it(new_project):
         answer = client.post("/api/login", json={"name": "ann0", "password": PASSWORD})
         assert "Secure" in answer.headers["set-cookie"]
         assert "max-age" in answer.headers["strict-transport-security"]
+
+
+def test_two_processes_serve_postgres_unless_there_is_one_core(new_project):
+    database = new_project(tasks=1).database
+    assert usual_workers(database, cores=8) == (1 if database.is_sqlite else 2)
+    assert usual_workers(database, cores=1) == 1
 
 
 def test_several_workers_are_refused_on_sqlite_and_an_open_address_without_tls(tmp_path, capsys):

@@ -16,14 +16,16 @@ from annotation.config import AnnotateConfig
 from annotation.routing import RoutingConfig
 from annotation.store import Store
 from reelhf.errors import UserError
-from tests.annotation.annotation_cases import PASSWORD, plain_verdict
+from tests.annotation.annotation_cases import PASSWORD, UNWATCHED, plain_verdict
 
 
 @pytest.fixture
 def served(new_project) -> Iterator[tuple[Store, str]]:
     """A project with its HTTP API (no page) on a free port."""
     store = new_project(tasks=6, need=1, annotators=2)
-    with running_server(create_app(store, AnnotateConfig(wanted_tasks=4), page=False)) as url:
+    with running_server(
+        create_app(store, AnnotateConfig(wanted_tasks=4, must_watch=0), page=False)
+    ) as url:
         yield store, url
 
 
@@ -96,7 +98,7 @@ def test_a_client_can_skip(served):
 
 def test_four_clients_in_threads_judge_every_task_once(new_project):
     store = new_project(tasks=40, annotators=4)
-    with running_server(create_app(store, page=False)) as url:
+    with running_server(create_app(store, UNWATCHED, page=False)) as url:
 
         def work(name: str) -> None:
             with AnnotationClient(url, name, PASSWORD) as client:
@@ -165,7 +167,9 @@ def test_another_site_cannot_sign_a_browser_in(served):
 
 def test_wrong_passwords_are_throttled_also_for_the_right_one_after_them(new_project):
     store = new_project(tasks=1)
-    with running_server(create_app(store, AnnotateConfig(login_failures=3), page=False)) as url:
+    with running_server(
+        create_app(store, AnnotateConfig(login_failures=3, must_watch=0), page=False)
+    ) as url:
 
         def sign_in(password: str, name: str = "ann0") -> httpx.Response:
             return httpx.post(
@@ -202,7 +206,9 @@ def test_the_throttle_forgets_after_its_pause_and_all_processes_share_it(new_pro
 
 def test_a_session_ends_by_signing_out_and_by_time(new_project, clock):
     store = new_project(tasks=1)
-    with running_server(create_app(store, AnnotateConfig(session_hours=1), page=False)) as url:
+    with running_server(
+        create_app(store, AnnotateConfig(session_hours=1, must_watch=0), page=False)
+    ) as url:
         with signed_in(url) as http:
             assert http.post("/api/logout", json={}).status_code == 200
         with signed_in(url) as http:
@@ -219,7 +225,7 @@ def test_a_session_ends_by_signing_out_and_by_time(new_project, clock):
 
 def test_a_sign_in_link_works_once(new_project):
     store = new_project(tasks=1)
-    app = create_app(store, page=False)
+    app = create_app(store, UNWATCHED, page=False)
     link = app.state.sign_in_link(store.find_user("ann0"))
     with (
         running_server(app) as url,
@@ -385,7 +391,7 @@ def test_flags_are_listed_and_decided_by_experts_and_not_by_others(served):
 
 def test_a_claim_without_a_task_says_why(new_project):
     store = new_project(tasks=1)
-    config = AnnotateConfig(routing=RoutingConfig(max_per_day=1))
+    config = AnnotateConfig(must_watch=0, routing=RoutingConfig(max_per_day=1))
     with running_server(create_app(store, config, page=False)) as url:
         with AnnotationClient(url, "ann0", PASSWORD) as client:
             client.submit(task := client.claim(), plain_verdict(task))

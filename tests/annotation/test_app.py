@@ -11,12 +11,14 @@ import gradio as gr
 import httpx
 import pytest
 
+from annotation import flag_page
 from annotation.api.app import create_app
-from annotation.api.media import STATIC
 from annotation.api.server import running_server
 from annotation.api.sessions import COOKIE
-from annotation.app import SCRIPTS, build, strings
+from annotation.app import SCRIPTS, build
 from annotation.claims import FLAG_KINDS, SKIP_REASONS
+from annotation.flags import DECISIONS
+from annotation.pages import STATIC, strings
 from annotation.records import DIMENSIONS, LANGUAGES, LETTERS, ClipRecord, load_guideline
 from annotation.store import Store
 from tests.annotation.annotation_cases import PASSWORD, SMALL
@@ -66,10 +68,19 @@ def test_the_page_is_made_of_native_components_and_no_event_reaches_python():
     assert isinstance(blocks, gr.Blocks)
 
 
-def test_every_event_returns_one_value_per_output_and_names_a_function_of_the_script():
-    script = (STATIC / "annotate.js").read_text()
+def test_the_page_of_flags_is_native_too_and_no_event_reaches_python():
+    config = flag_page.build().get_config_file()
+    kinds = {component["type"] for component in config["components"]}
+    assert kinds <= {"radio", "textbox", "button", "html", "markdown", "row", "column", "form"}
+    assert config["dependencies"]
+    assert not any(d["backend_fn"] or d["queue"] for d in config["dependencies"])
+
+
+@pytest.mark.parametrize("page", ["annotate", "flags"])
+def test_every_event_returns_one_value_per_output_and_names_a_function_of_the_script(page):
+    script = (STATIC / f"{page}.js").read_text()
     exported = re.search(r"window\.reelhf = \{([^}]*)\}", script).group(1)
-    config = build().get_config_file()
+    config = (build if page == "annotate" else flag_page.build)().get_config_file()
     outputs = {tuple(dependency["outputs"]) for dependency in config["dependencies"]}
     view, everything = sorted(outputs, key=len)
     assert everything[: len(view)] == view, "all events render the view, a few the words too"
@@ -97,11 +108,11 @@ def test_every_language_says_the_same_with_the_same_blanks():
 
 def test_the_script_says_nothing_that_the_strings_file_does_not_know():
     known = strings()["en"]
-    for name in SCRIPTS:
+    for name in {*SCRIPTS, *flag_page.SCRIPTS}:
         script = (STATIC / name).read_text()
         for said in re.findall(r"\bsay\(\"(\w+)\"", script):
             assert said in known, (name, said)
-    for prefix, names in (("skip", SKIP_REASONS), ("flag", FLAG_KINDS)):
+    for prefix, names in (("skip", SKIP_REASONS), ("flag", FLAG_KINDS), ("ruling", DECISIONS)):
         assert all(f"{prefix}_{each}" in known for each in names)
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from urllib.parse import urlsplit
-
 import pytest
 import sqlalchemy as sa
-import torch
 from PIL import Image
 
 from annotation import schema
@@ -19,112 +14,40 @@ from annotation.config import AnnotateConfig
 from annotation.records import ClipRecord
 from annotation.routing import RoutingConfig
 from annotation.store import Store
-from reelhf.video import write_video
 from tests.annotation.annotation_cases import (
     PASSWORD,
     SMALL,
+    UNWATCHED,
     Person,
     plain_verdict,
     rows,
     slots,
     state_of,
 )
+from tests.annotation.browser_cases import (
+    FPS,
+    PATIENCE_MS,
+    SECONDS,
+    XSS,
+    addresses,
+    label,
+    moving_clips,
+    press,
+    sign_in,
+    wait_for_text,
+)
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api")
 
 MAX_DRIFT_SECONDS = 0.05
-PATIENCE_MS = 90_000  # the other tests may keep every core busy
-SECONDS, FPS = 2.0, 8.0
-UNWATCHED = AnnotateConfig(must_watch=0)
-XSS = '<img src=x onerror="window.hacked=1"> A red ball & <b>nothing</b> else'
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox"], headless=True
-        )
-        yield running
-        running.close()
-
-
-def moving_clips(folder: Path, number: int, *, shift: int = 24) -> list[Path]:
-    """Clips of a bright square that moves to the right, `shift` pixels from the top."""
-    paths = []
-    for index in range(number):
-        frames = torch.full((3, int(SECONDS * FPS), 64, 64), 0.1 + 0.08 * index)
-        for frame in range(frames.shape[1]):
-            frames[0, frame, shift : shift + 16, 2 * frame : 2 * frame + 16] = 0.9
-        paths.append(folder / f"secretmodel{shift}-{index}.mp4")
-        write_video(paths[-1], frames, FPS)
-    return paths
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """Two tasks of four clips that move, and one annotator. The prompt of the first tries to run a script."""
-    prompts = [XSS] * 4 + ["A second prompt."] * 4
-    clips = [
-        ClipRecord(path, prompt, "secretmodel", "secretstage")
-        for path, prompt in zip(moving_clips(tmp_path, 8), prompts, strict=True)
-    ]
-    with Store.open(tmp_path / "project") as store:
-        ids = store.add_clips(clips)
-        store.create_tasks([ids[:4], ids[4:]], presentation=SMALL)
-        store.add_user("ann", PASSWORD)
-    return tmp_path / "project"
-
-
-def sign_in(browser: playwright.Browser, url: str) -> tuple[playwright.Page, list[str], list[str]]:
-    """A fresh browser context on the annotation page, with the errors and the addresses it asked for."""
-    page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
-    page.set_default_timeout(PATIENCE_MS)
-    errors: list[str] = []
-    asked: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(url)
-    assert urlsplit(page.url).path == "/login"
-    page.wait_for_function("document.activeElement.name === 'name'")  # ready to type
-    page.keyboard.type("ann")
-    page.keyboard.press("Tab")
-    page.keyboard.type(PASSWORD)
-    page.keyboard.press("Enter")
-    page.wait_for_selector("#player video")
-    page.wait_for_function("document.querySelector('#prompt textarea').value !== ''")
-    return page, errors, asked
-
-
-def press(page: playwright.Page, *keys: str) -> None:
-    for key in keys:
-        page.keyboard.press(key)
-        page.wait_for_timeout(30)
-
-
-def addresses(page: playwright.Page) -> list[str]:
-    """Of the clips, without the signature, which is new for every claim."""
-    script = "[...document.querySelectorAll('#player video')].map((v) => v.src.split('?')[0])"
-    return list(page.evaluate(script))
-
-
-def wait_for_text(page: playwright.Page, selector: str, text: str) -> None:
-    page.wait_for_function(
-        "([where, text]) => document.querySelector(where)?.innerText.includes(text)",
-        arg=[selector, text],
-    )
-
-
-def label(page: playwright.Page, row: int) -> str:
-    return page.inner_text(f"#row-{row} .question strong").strip()
 
 
 def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after_a_restart(
-    browser, project
+    browser, moving_project
 ):
     with (
-        Store.open(project) as store,
+        Store.open(moving_project) as store,
         running_server(create_app(store, AnnotateConfig(wanted_tasks=12))) as url,
     ):
         page, errors, asked = sign_in(browser, url)
@@ -205,7 +128,7 @@ def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after
         assert errors == []
         assert [address for address in asked if not address.startswith(url)] == []
 
-    with Store.open(project) as store, store.read() as connection:
+    with Store.open(moving_project) as store, store.read() as connection:
         judgment = connection.execute(sa.select(schema.judgment)).one()
         choices = connection.execute(
             sa.select(schema.choice).order_by(schema.choice.c.position)
@@ -228,9 +151,9 @@ def test_a_task_is_judged_with_the_keyboard_alone_and_lies_in_the_database_after
 
 
 def test_the_native_controls_do_the_same_with_a_mouse_and_a_draft_survives_a_reload(
-    browser, project
+    browser, moving_project
 ):
-    with Store.open(project) as store, running_server(create_app(store)) as url:
+    with Store.open(moving_project) as store, running_server(create_app(store)) as url:
         page, errors, _ = sign_in(browser, url)
         page.click("#row-0 .best label:nth-of-type(2)")
         page.click("#row-0 .worst label:nth-of-type(3)")
@@ -258,8 +181,8 @@ def test_the_native_controls_do_the_same_with_a_mouse_and_a_draft_survives_a_rel
         assert (counts["judgments"], counts["skips"]) == (1, 1)
 
 
-def test_an_answer_outlives_a_lost_network_and_a_closed_page(browser, project):
-    with Store.open(project) as store, running_server(create_app(store, UNWATCHED)) as url:
+def test_an_answer_outlives_a_lost_network_and_a_closed_page(browser, moving_project):
+    with Store.open(moving_project) as store, running_server(create_app(store, UNWATCHED)) as url:
         page, errors, _ = sign_in(browser, url)
         press(page, "t", "t", "t", "t")
         page.context.set_offline(True)
@@ -287,8 +210,8 @@ def test_an_answer_outlives_a_lost_network_and_a_closed_page(browser, project):
         assert errors == []
 
 
-def test_a_submission_whose_answer_got_lost_is_stored_once(browser, project):
-    with Store.open(project) as store, running_server(create_app(store, UNWATCHED)) as url:
+def test_a_submission_whose_answer_got_lost_is_stored_once(browser, moving_project):
+    with Store.open(moving_project) as store, running_server(create_app(store, UNWATCHED)) as url:
         page, _, _ = sign_in(browser, url)
         sent = []
 
@@ -308,8 +231,8 @@ def test_a_submission_whose_answer_got_lost_is_stored_once(browser, project):
         assert store.counts()["judgments"] == 1
 
 
-def test_the_last_answer_can_be_taken_back_by_key(browser, project):
-    with Store.open(project) as store, running_server(create_app(store, UNWATCHED)) as url:
+def test_the_last_answer_can_be_taken_back_by_key(browser, moving_project):
+    with Store.open(moving_project) as store, running_server(create_app(store, UNWATCHED)) as url:
         page, errors, _ = sign_in(browser, url)
         press(page, *["1", "r"] * 4, "Enter")
         wait_for_text(page, "#status", "Saved as #1")
@@ -335,7 +258,7 @@ def test_the_last_answer_can_be_taken_back_by_key(browser, project):
             "!document.querySelector('#progress').innerText.includes('Changing')"
         )
         assert errors == []
-    with Store.open(project) as store:
+    with Store.open(moving_project) as store:
         assert [(j.revision, j.supersedes) for j in rows(store, schema.judgment)] == [
             (0, None),
             (1, 1),
@@ -344,9 +267,9 @@ def test_the_last_answer_can_be_taken_back_by_key(browser, project):
 
 
 def test_the_page_speaks_chinese_remembers_it_and_stores_in_which_language_it_was_read(
-    browser, project
+    browser, moving_project
 ):
-    with Store.open(project) as store, running_server(create_app(store, UNWATCHED)) as url:
+    with Store.open(moving_project) as store, running_server(create_app(store, UNWATCHED)) as url:
         page, errors, _ = sign_in(browser, url)
         page.click("#language")
         wait_for_text(page, "#submit", "提交")
@@ -370,8 +293,8 @@ def test_the_page_speaks_chinese_remembers_it_and_stores_in_which_language_it_wa
         assert errors == []
 
 
-def test_nothing_is_submitted_before_every_clip_was_seen(browser, project):
-    with Store.open(project) as store, running_server(create_app(store)) as url:
+def test_nothing_is_submitted_before_every_clip_was_seen(browser, moving_project):
+    with Store.open(moving_project) as store, running_server(create_app(store)) as url:
         page, _, _ = sign_in(browser, url)
         press(page, "Space", "t", "t", "t", "t", "z", "Space")  # only clip A is before one's eyes
         page.wait_for_selector("figure[data-letter='A'][data-unseen='']")
@@ -387,12 +310,12 @@ def test_nothing_is_submitted_before_every_clip_was_seen(browser, project):
         assert watched[0] > max(watched[1:])
 
 
-def test_practice_and_the_entry_exam_come_before_real_work(browser, project):
+def test_practice_and_the_entry_exam_come_before_real_work(browser, moving_project):
     known = {
         "motion_quality": {"tie": True, "why": {"en": "Nothing moves.", "zh": "没有运动。"}},
         "aesthetic_quality": {"best": 0},
     }
-    with Store.open(project) as store:
+    with Store.open(moving_project) as store:
         for purpose in ("practice", "exam"):
             store.create_tasks([[1, 2, 3, 4]], purpose=purpose, answers=[known], presentation=SMALL)
         with running_server(create_app(store, UNWATCHED)) as url:
@@ -437,8 +360,8 @@ def answer_exam(page: playwright.Page, store: Store, right: bool) -> None:
     page.wait_for_selector("#feedback", state="visible")
 
 
-def test_pairs_scores_and_flags_by_keyboard(browser, project):
-    with Store.open(project) as store:
+def test_pairs_scores_and_flags_by_keyboard(browser, moving_project):
+    with Store.open(moving_project) as store:
         store.create_tasks([[1, 2]], kind="gsb", priority=3, presentation=SMALL)
         store.create_tasks([[1, 2, 3]], kind="score", priority=2, presentation=SMALL)
         store.create_tasks([list(range(1, 9))], priority=1, presentation=SMALL)
@@ -482,9 +405,11 @@ def test_pairs_scores_and_flags_by_keyboard(browser, project):
         assert store.counts()["flagged_tasks"] == 1
 
 
-def test_an_expert_sees_what_was_said_and_an_image_task_its_first_frame(browser, project, tmp_path):
+def test_an_expert_sees_what_was_said_and_an_image_task_its_first_frame(
+    browser, moving_project, tmp_path
+):
     Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "first.png")
-    with Store.open(project) as store:
+    with Store.open(moving_project) as store:
         clips = [
             ClipRecord(
                 path, "It moves.", "m", "s", task_kind="i2v", first_frame=tmp_path / "first.png"
@@ -522,8 +447,8 @@ def test_an_expert_sees_what_was_said_and_an_image_task_its_first_frame(browser,
             assert errors == []
 
 
-def test_a_screen_reader_finds_every_control_by_name(browser, project):
-    with Store.open(project) as store, running_server(create_app(store, UNWATCHED)) as url:
+def test_a_screen_reader_finds_every_control_by_name(browser, moving_project):
+    with Store.open(moving_project) as store, running_server(create_app(store, UNWATCHED)) as url:
         page, _, _ = sign_in(browser, url)
         nameless = page.evaluate(
             """() => [...document.querySelectorAll('button, input, textarea, [role=radiogroup], video')]
@@ -542,8 +467,8 @@ def test_a_screen_reader_finds_every_control_by_name(browser, project):
         )
 
 
-def test_a_script_in_the_page_cannot_read_the_session_cookie(browser, project):
-    with Store.open(project) as store, running_server(create_app(store)) as url:
+def test_a_script_in_the_page_cannot_read_the_session_cookie(browser, moving_project):
+    with Store.open(moving_project) as store, running_server(create_app(store)) as url:
         page, _, _ = sign_in(browser, url)
         assert COOKIE not in page.evaluate("document.cookie")
         echoed = page.evaluate(

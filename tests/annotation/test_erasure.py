@@ -224,7 +224,7 @@ def test_clips_past_the_retention_of_all_their_projects_are_found(new_project, c
     store = new_project(tasks=1)
     store.add_clips(records(clip_files)[:2], project="kept for ever")
     projects.configure(
-        store, "default", retention_days=30, guideline_version="2026-11-a", actor="x"
+        store, "default", retention_days=30, guideline_version=store.guideline.version, actor="x"
     )
     assert erasure.expired_clips(store) == []
     clock.seconds += 31 * 86_400
@@ -311,7 +311,7 @@ class TestVerbs:
         for source, target, words in (
             (tmp_path / "copy.db", tmp_path / "new", "already holds a project"),
             (damaged, tmp_path / "x", "is damaged"),
-            (tmp_path / "text.db", tmp_path / "y", "no SQLite backup"),
+            (tmp_path / "text.db", tmp_path / "y", "is no backup"),
             (tmp_path / "none.db", tmp_path / "z", "cannot read"),
         ):
             with pytest.raises(SystemExit):

@@ -263,6 +263,7 @@ def test_no_row_is_lost_where_batches_and_pages_meet(new_project, tmp_path, monk
         monkeypatch.setattr(export, "PAGE_JUDGMENTS", page)
         monkeypatch.setattr(export, "PAGE_CLIPS", page)
         monkeypatch.setattr(export, "KEPT_TASKS", page)
+        monkeypatch.setattr(export, "KEPT_CLIPS", 3 + page)  # less than a page needs
         out = tmp_path / f"{batch}"
         found = read_preferences(export_preferences(store, out, ALL_PAIRS, fmt=fmt))
         assert found.preferences == whole.preferences, "agreement counts votes of other pages"

@@ -22,7 +22,7 @@ from fastapi.testclient import TestClient
 from annotation import claims, schema
 from annotation.api.app import create_app
 from annotation.store import Store
-from tests.annotation.annotation_cases import PASSWORD, plain_verdict
+from tests.annotation.annotation_cases import PASSWORD, UNWATCHED, plain_verdict
 from tests.annotation.test_access import sign_in
 from tests.annotation.test_hostile import answer_to
 
@@ -180,7 +180,7 @@ def test_a_full_disk_is_one_clear_line_and_the_replay_goes_through(new_project):
 def test_a_busy_database_is_a_503_that_says_when_to_try_again(new_project):
     new = new_project(tasks=2, annotators=1)
     with Store.open(new.media.parent, busy_seconds=0.3) as store:
-        with TestClient(create_app(store, page=False)) as client:
+        with TestClient(create_app(store, UNWATCHED, page=False)) as client:
             headers = sign_in(client, "ann0")
             task = client.post("/api/claim", json={}, headers=headers).json()["task"]
             with new.write() as other:
@@ -218,7 +218,7 @@ def test_a_database_that_is_gone_is_a_503_and_the_same_server_goes_on_when_it_is
     new_project, postgres
 ):
     store = new_project(tasks=2, annotators=1)
-    with TestClient(create_app(store, page=False)) as client:
+    with TestClient(create_app(store, UNWATCHED, page=False)) as client:
         headers = sign_in(client, "ann0")
         task = client.post("/api/claim", json={}, headers=headers).json()["task"]
         postgres.kill()
@@ -241,7 +241,7 @@ def test_a_database_that_is_gone_is_a_503_and_the_same_server_goes_on_when_it_is
 
 def test_two_tabs_of_one_person_show_one_task_and_store_one_judgment(new_project):
     store = new_project(tasks=3, annotators=1)
-    with TestClient(create_app(store, page=False)) as client:
+    with TestClient(create_app(store, UNWATCHED, page=False)) as client:
         tabs = [sign_in(client, "ann0"), sign_in(client, "ann0")]
         shown = []
 

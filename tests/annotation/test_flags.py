@@ -38,6 +38,12 @@ def test_the_queue_says_who_reported_what_and_a_ruling_puts_the_task_back_or_awa
     (said,) = held.reports
     assert (said["what"], said["note"]) == ("unsafe", "<b>look</b>")
     assert said["pseudonym"] == ann.account.pseudonym
+    order = rows(store, schema.presentation)[0].clip_order
+    assert [order["ABCD".index(letter)] for letter in said["letters"]] == [1, 2, 3, 4]
+    assert flags.held_media(store, 1, 3) == rows(store, schema.task_clip)[3].shown_key
+    for task_id, position in ((1, 4), (1, -1), (2, 0), (3, 0)):  # no first frame, not flagged
+        with pytest.raises(claims.NotFound):
+            flags.held_media(store, task_id, position)
     with pytest.raises(claims.NotFound):
         flags.decide(store, ann.account, 1, "reopen")
     with pytest.raises(claims.Refused, match="decision 'burn' is not one of reopen, remove"):
@@ -51,9 +57,21 @@ def test_the_queue_says_who_reported_what_and_a_ruling_puts_the_task_back_or_awa
     report(Person(store, "ann1"), "ambiguous_prompt")
     assert state_of(store, 1) == "open", "the flag before the ruling is settled"
     report(Person(store, "ann2"), "broken")
+    (held,) = flags.held_tasks(store)
+    assert [said["what"] for said in held.reports] == [
+        "unsafe",
+        "reopen",
+        "ambiguous_prompt",
+        "broken",
+    ]
     flags.decide(store, boss, 1, "remove")
     assert state_of(store, 1) == "removed"
     assert [r.decision for r in rows(store, schema.ruling)] == ["reopen", "remove"]
+    decided = [e for e in rows(store, schema.event) if e.action == "flag decide"]
+    assert [(e.actor, e.subject, e.detail) for e in decided] == [
+        (boss.pseudonym, "task 1", '{"decision": "reopen"}'),
+        (boss.pseudonym, "task 1", '{"decision": "remove"}'),
+    ]
     with pytest.raises(claims.NotFound, match="no such flagged task"):
         flags.decide(store, boss, 1, "reopen")
 

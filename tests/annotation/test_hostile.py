@@ -22,7 +22,7 @@ from annotation.api.gate import CONTENT_SECURITY_POLICY
 from annotation.api.server import running_server
 from annotation.config import AnnotateConfig
 from annotation.store import Store
-from tests.annotation.annotation_cases import PASSWORD
+from tests.annotation.annotation_cases import PASSWORD, UNWATCHED
 from tests.annotation.test_access import sign_in
 
 EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{7*7}}${7*7}'
@@ -31,7 +31,7 @@ EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>{{7*7}}${7*7}'
 @pytest.fixture
 def site(new_project) -> Iterator[tuple[Store, TestClient]]:
     store = new_project(tasks=4, annotators=2)
-    with TestClient(create_app(store, page=False), follow_redirects=False) as client:
+    with TestClient(create_app(store, UNWATCHED, page=False), follow_redirects=False) as client:
         yield store, client
 
 
@@ -66,12 +66,10 @@ def test_another_annotators_task_cannot_be_answered_skipped_kept_drafted_or_watc
     ):
         answer = client.post(path, json=sent, headers=theirs)
         assert (answer.status_code, answer.json()["detail"]) == (404, "no such presentation"), path
-    stolen = client.get("/api/draft", params={"presentation": task["presentation"]}, headers=theirs)
-    assert stolen.status_code == 404
     for clip in task["clips"]:
         assert client.get(clip["url"], headers=theirs).status_code == 404
-    kept = client.get("/api/draft", params={"presentation": task["presentation"]}, headers=mine)
-    assert kept.json() == {"draft": "mine"}
+    again = client.post("/api/claim", json={}, headers=mine).json()["task"]
+    assert (again["presentation"], again["draft"]) == (task["presentation"], "mine")
     assert (store.counts()["judgments"], store.counts()["skips"]) == (0, 0)
 
 
@@ -125,7 +123,9 @@ def test_a_cookie_that_was_signed_out_or_made_up_opens_nothing(site):
 
 def test_password_guessing_is_held_up_for_the_name_whatever_its_spelling(new_project):
     store = new_project(tasks=1, annotators=1)
-    with TestClient(create_app(store, AnnotateConfig(login_failures=3), page=False)) as client:
+    with TestClient(
+        create_app(store, AnnotateConfig(login_failures=3, must_watch=0), page=False)
+    ) as client:
 
         def guess(name: str, password: str) -> int:
             body = {"name": name, "password": password}
@@ -191,7 +191,7 @@ def test_no_path_leads_out(site):
 
 def test_raw_paths_that_a_client_library_would_tidy_up_lead_nowhere(new_project):
     store = new_project(tasks=1)
-    with running_server(create_app(store, page=False)) as url:
+    with running_server(create_app(store, UNWATCHED, page=False)) as url:
         port = int(url.rpartition(":")[2])
         for path in (
             "/../../etc/passwd",
@@ -242,7 +242,7 @@ def test_scripts_in_prompts_and_notes_come_back_as_data_and_never_as_markup(
             )
         )
     store.create_tasks([ids], prompt_ids=["evil"], presentation=SMALL)
-    with TestClient(create_app(store, page=False)) as client:
+    with TestClient(create_app(store, UNWATCHED, page=False)) as client:
         headers = sign_in(client, "ann0")
         answer = client.post("/api/claim", json={}, headers=headers)
         assert answer.headers["content-type"] == "application/json"
@@ -292,7 +292,7 @@ def test_oversized_and_malformed_bodies_are_refused_and_store_nothing(site):
 def test_a_body_that_never_ends_is_cut_off_not_kept(new_project):
     store = new_project(tasks=1)
     with (
-        running_server(create_app(store, page=False)) as url,
+        running_server(create_app(store, UNWATCHED, page=False)) as url,
         httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
     ):
         answer = http.post("/api/login", json={"name": "ann0", "password": PASSWORD})
@@ -348,7 +348,7 @@ def test_no_answer_repeats_the_cookie_or_the_token_that_was_sent(site):
 
 def test_no_log_line_holds_a_secret(new_project, caplog, capfd):
     store = new_project(tasks=1, annotators=1)
-    app = create_app(store, page=False)
+    app = create_app(store, UNWATCHED, page=False)
 
     @app.get("/broken")
     def broken() -> None:
@@ -389,7 +389,7 @@ def test_nothing_an_annotator_can_see_names_the_model(new_project):
     """Texts, addresses, headers, sizes, rates and lengths: two models' clips differ in nothing but the picture."""
     store = new_project(tasks=3, annotators=1)
     seen, shapes = [], set()
-    with TestClient(create_app(store, page=False)) as client:
+    with TestClient(create_app(store, UNWATCHED, page=False)) as client:
         headers = sign_in(client, "ann0")
         for number in range(3):
             answer = client.post("/api/claim", json={}, headers=headers)
@@ -431,7 +431,7 @@ def _shape(content: bytes) -> tuple:
 def test_the_files_dates_and_entity_tags_do_not_tell_who_made_a_clip(new_project):
     """The same clip in two tasks has one file, whose date is when it was first shown."""
     store = new_project(tasks=1, annotators=1)
-    with TestClient(create_app(store, page=False)) as client:
+    with TestClient(create_app(store, UNWATCHED, page=False)) as client:
         headers = sign_in(client, "ann0")
         for clip in claim(client, headers)["clips"]:
             names = {k.lower() for k in client.get(clip["url"], headers=headers).headers}

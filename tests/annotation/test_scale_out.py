@@ -53,7 +53,9 @@ def test_several_processes_are_one_site_and_one_that_dies_is_replaced(new_projec
     store = new_project(tasks=12, annotators=4)
     with bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
+    (store.media.parent / "serve.yaml").write_text("serve: {must_watch: 0}")
     line = [sys.executable, "-m", "reelhf", "annotate", "serve", str(store.media.parent)]
+    line += ["--config", str(store.media.parent / "serve.yaml")]
     server = subprocess.Popen(
         [*line, "--port", str(port), "--workers", "2"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 
 import pytest
 from rendered_candidates import write_candidates
@@ -64,7 +65,9 @@ def judge(client: AnnotationClient, count: int) -> None:
     for _ in range(count):
         task = client.claim()
         assert task is not None
-        client.submit(task, Verdict(tuple(Choice(d, 0, 3) for d in task.dimensions)))
+        time.sleep(0.25)  # at twice the speed, the clips have been seen by then
+        choices = tuple(Choice(d, 0, 3) for d in task.dimensions)
+        client.submit(task, Verdict(choices, watched_seconds=(0.6,) * task.num_clips))
 
 
 def test_a_person_gets_two_thirds_feedback_tasks_or_all_of_them_with_a_top_up():

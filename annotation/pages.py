@@ -1,0 +1,91 @@
+"""What the pages of the site share: how they look, how they are mounted, and the words they say."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from annotation.config import AnnotateConfig
+
+STATIC = Path(__file__).parent / "static"
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
+MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
+
+
+@lru_cache(maxsize=1)
+def strings() -> dict[str, dict[str, str]]:
+    """Language -> name -> what the pages say."""
+    return dict(json.loads((STATIC / "strings.json").read_text(encoding="utf-8")))
+
+
+def blocks(title: str) -> gr.Blocks:
+    """An empty page."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    import gradio as gr
+
+    return gr.Blocks(title=title, analytics_enabled=False, fill_width=True)
+
+
+def theme() -> gr.themes.Base:
+    import gradio as gr
+
+    base = gr.themes.Base(
+        primary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO_FONTS
+    )
+    return base.set(body_text_color_subdued="*neutral_500")  # its own grey is too pale on white
+
+
+def in_browser(trigger: Any, js: str, inputs: Sequence[Any] | None, outputs: Sequence[Any]) -> None:
+    """Has an event answered by a script in the browser; nothing of it reaches Python."""
+    trigger(fn=None, js=js, inputs=inputs, outputs=outputs, queue=False, show_progress="hidden")
+
+
+def button(text: str, elem_id: str, **look: Any) -> gr.Button:
+    import gradio as gr
+
+    return gr.Button(text, elem_id=elem_id, **look)
+
+
+def mount(
+    app: FastAPI,
+    page: gr.Blocks,
+    path: str,
+    config: AnnotateConfig,
+    *,
+    scripts: Sequence[str] = (),
+    styles: Sequence[str] = (),
+) -> None:
+    """Mounts a page. The app's `Gate` asks for a session, and `api.policy` for a role, before anything of it is served.
+
+    Args:
+        path: where; "/" takes every path that is left, so it comes last.
+        scripts, styles: files of `static/`, in the order loaded.
+    """
+    import gradio as gr
+
+    folder = f"{config.root_path}/annotate"
+    # not `css_paths`: Gradio rewrites those selectors, and rules that start at `body` are lost
+    links = [f'<link rel="stylesheet" href="{folder}/{name}">' for name in styles]
+    links += [f'<script src="{folder}/{name}"></script>' for name in scripts]
+    gr.mount_gradio_app(
+        app,
+        page,
+        path=path,
+        theme=theme(),
+        head="".join(links) or None,
+        root_path=config.root_path + path.rstrip("/") if config.root_path else None,
+        run_history=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        footer_links=[],
+        show_error=False,
+        blocked_paths=["/"],
+    )
