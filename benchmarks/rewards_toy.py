@@ -24,7 +24,7 @@ from torch import Tensor
 
 from annotation.records import read_preferences
 from generator.toygold import measure
-from generator.toyworld import Variety, caption, prompt_split, render, split_scenes
+from generator.toyworld import Split, Variety, caption, prompt_split, render, split_scenes
 from reelhf.clips import cache_folder
 from reelhf.config import Config, load_config
 from rewards.checkpoint import load_reward
@@ -51,7 +51,7 @@ KINDS = {"explicit": ("explicit",), "all": ("explicit", "implied")}
 class JuryConfig(Config):
     """How much is judged and how the rewards learn it."""
 
-    taught: dict[str, PositiveInt] = Field(default={"feedback": 184, "train": 246})
+    taught: dict[Split, PositiveInt] = Field(default={"feedback": 184, "train": 246})
     """Split of the toy world -> prompts of it that the first panel judges."""
     measured: PositiveInt = 80
     """Prompts of the split `test`, judged by the second panel; nothing was chosen by them."""
