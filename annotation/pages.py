@@ -40,7 +40,11 @@ def theme() -> gr.themes.Base:
     base = gr.themes.Base(
         primary_hue="indigo", neutral_hue="slate", font=FONTS, font_mono=MONO_FONTS
     )
-    return base.set(body_text_color_subdued="*neutral_500")  # its own grey is too pale on white
+    return base.set(  # its own grey and indigo are too pale to read on and under white
+        body_text_color_subdued="*neutral_500",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+    )
 
 
 def in_browser(trigger: Any, js: str, inputs: Sequence[Any] | None, outputs: Sequence[Any]) -> None:

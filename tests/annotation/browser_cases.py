@@ -70,5 +70,38 @@ def wait_for_text(page: Page, selector: str, text: str) -> None:
     )
 
 
+PALE = """() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+  const over = ([r, g, b, a = 1], under) => [r, g, b].map((v, i) => a * v + (1 - a) * under[i]);
+  const behind = (element) => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) layers.push(parse(getComputedStyle(e).backgroundColor));
+    return layers.reverse().reduce((under, layer) => (layer.length ? over(layer, under) : under), [255, 255, 255]);
+  };
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const worded = [...document.querySelectorAll("body *")].filter((e) =>
+    e.checkVisibility({ opacityProperty: true, visibilityProperty: true }) && !e.closest("[aria-disabled=true], [data-blocked='1'], .sr-only, script, style") &&
+    [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
+  return worded.map((e) => {
+    const ground = behind(e), [a, b] = [light(over(parse(getComputedStyle(e).color), ground)), light(ground)];
+    return [(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), e.innerText.slice(0, 40)];
+  }).filter(([ratio]) => ratio < 4.5);
+}"""
+"""Texts whose contrast is below 4.5, with it. Source: WCAG 2.2, success criterion 1.4.3 (AA)."""
+NAMELESS = """() => [...document.querySelectorAll('button, input, textarea, [role=radiogroup], video')]
+  .filter((e) => e.offsetParent !== null)
+  .filter((e) => !(e.getAttribute('aria-label') || e.innerText || e.placeholder || e.labels?.[0]?.innerText))
+  .map((e) => e.outerHTML.slice(0, 120))"""
+"""Controls that a screen reader cannot name."""
+UNSEEN_FOCUS = """() => {
+  const e = document.activeElement, marked = (x) => x && getComputedStyle(x).outlineStyle !== 'none' && parseFloat(getComputedStyle(x).outlineWidth) >= 1;
+  return e === document.body || marked(e) || marked(e.closest('label')) || getComputedStyle(e).boxShadow !== 'none' ? null : e.outerHTML.slice(0, 120);
+}"""
+"""The control that has the keyboard, unless one sees that it has."""
+
+
 def label(page: Page, row: int) -> str:
     return page.inner_text(f"#row-{row} .question strong").strip()

@@ -26,8 +26,11 @@ from tests.annotation.annotation_cases import (
 )
 from tests.annotation.browser_cases import (
     FPS,
+    NAMELESS,
+    PALE,
     PATIENCE_MS,
     SECONDS,
+    UNSEEN_FOCUS,
     XSS,
     addresses,
     label,
@@ -454,13 +457,7 @@ def test_an_expert_sees_what_was_said_and_an_image_task_its_first_frame(
 def test_a_screen_reader_finds_every_control_by_name(browser, moving_project):
     with Store.open(moving_project) as store, running_server(create_app(store, UNWATCHED)) as url:
         page, _, _ = sign_in(browser, url)
-        nameless = page.evaluate(
-            """() => [...document.querySelectorAll('button, input, textarea, [role=radiogroup], video')]
-              .filter((e) => e.offsetParent !== null)
-              .filter((e) => !(e.getAttribute('aria-label') || e.innerText || e.placeholder || e.labels?.[0]?.innerText))
-              .map((e) => e.outerHTML.slice(0, 120))"""
-        )
-        assert nameless == []
+        assert page.evaluate(NAMELESS) == []
         for row in range(4):
             group = page.get_by_role("radiogroup", name=f"{label(page, row)}: best clip")
             assert group.get_by_role("radio").count() == 4, "hidden letters are not read out"
@@ -469,6 +466,23 @@ def test_a_screen_reader_finds_every_control_by_name(browser, moving_project):
         page.wait_for_function(
             "document.querySelector('#player [aria-live]').innerText.includes('best A, worst D')"
         )
+
+
+def test_text_is_readable_in_the_light_and_in_the_dark_and_the_keyboard_is_seen(
+    browser, moving_project
+):
+    with Store.open(moving_project) as store, running_server(create_app(store, UNWATCHED)) as url:
+        page, _, _ = sign_in(browser, url)
+        press(page, "1", "r", "4", "q")  # a clash, and chosen letters
+        page.wait_for_selector("#veto", state="visible")
+        for _ in range(2):
+            assert page.evaluate(PALE) == []
+            page.click("#theme")
+            page.wait_for_timeout(500)
+        for _ in range(20):
+            page.keyboard.press("Tab")
+            page.wait_for_timeout(150)  # outlines fade in
+            assert page.evaluate(UNSEEN_FOCUS) is None
 
 
 def test_a_script_in_the_page_cannot_read_the_session_cookie(browser, moving_project):

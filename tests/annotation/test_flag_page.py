@@ -10,7 +10,7 @@ from annotation.api.app import create_app
 from annotation.api.server import running_server
 from annotation.store import Store
 from tests.annotation.annotation_cases import PASSWORD, UNWATCHED, Person, rows, state_of
-from tests.annotation.browser_cases import PATIENCE_MS, XSS, press, wait_for_text
+from tests.annotation.browser_cases import NAMELESS, PALE, PATIENCE_MS, XSS, press, wait_for_text
 
 NOTE = f"{XSS} | **clip B** [look](http://evil.example) $x$"
 
@@ -86,6 +86,9 @@ def test_what_an_annotator_flags_a_reviewer_watches_and_decides(browser, moving_
             shown = rows(store, schema.presentation)[0]
             assert f"{'ABCD'[shown.clip_order.index(1)]}\u202f=\u202f1" in said
 
+            assert page.evaluate(NAMELESS) == []
+            assert page.evaluate(PALE) == []
+
             # The second is put back, with a reason.
             press(page, "ArrowDown")
             page.wait_for_function(
@@ -101,6 +104,8 @@ def test_what_an_annotator_flags_a_reviewer_watches_and_decides(browser, moving_
             page.click("#language")
             page.click("#theme")
             wait_for_text(page, "#reopen", "放回")
+            page.wait_for_timeout(500)
+            assert page.evaluate(PALE) == []
             press(page, "y", "x")
             page.wait_for_selector("#removal", state="visible")
             press(page, "Escape")
