@@ -147,7 +147,7 @@ def serve(
 ) -> None:
     """Serve the annotation page."""
     from annotation.api.app import create_app
-    from annotation.api.server import bind, running_server
+    from annotation.api.server import bind, bind_several, running_server
     from annotation.api.workers import (
         SERVER_BUSY_SECONDS,
         check_exposure,
@@ -172,7 +172,9 @@ def serve(
     if problem:
         raise UserError(problem)
     listener = bind(host, port)  # a taken port is found before anything else
-    with listener, Store.open(project, create=False, busy_seconds=SERVER_BUSY_SECONDS) as store:
+    port = listener.getsockname()[1]
+    listener.close()
+    with Store.open(project, create=False, busy_seconds=SERVER_BUSY_SECONDS) as store:
         workers = workers or usual_workers(store.database, os.cpu_count() or 1)
         if workers > 1 and store.database.is_sqlite:
             raise UserError(
@@ -185,11 +187,9 @@ def serve(
         )
         site = create_app(store, settings, page=workers == 1)
         if workers > 1:
-            url = f"http://{host}:{listener.getsockname()[1]}"
-            _say_where(site, store, url, project, demo=demo)
-            serve_with_workers(project, settings, listener, workers)
+            _say_where(site, store, f"http://{host}:{port}", project, demo=demo)
+            serve_with_workers(project, settings, bind_several(host, port, workers))
         else:
-            listener.close()
             with running_server(
                 site, host=host, port=port, trusted_proxies=settings.trusted_proxies
             ) as url:

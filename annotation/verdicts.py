@@ -18,19 +18,19 @@ def parse_verdict(raw: Mapping[str, Any]) -> Verdict:
     """A verdict from decoded JSON. Raises Refused if it does not have the right shape."""
     try:
         choices = tuple(_choice(choice) for choice in raw["choices"])
-        seconds = raw.get("seconds")
+        seconds = None if raw.get("seconds") is None else float(raw["seconds"])
         verdict = Verdict(
             choices=choices,
             note=str(raw.get("note") or ""),
-            seconds=None if seconds is None else max(0.0, float(seconds)),
+            seconds=None if seconds is None else max(0.0, seconds),
             watched_seconds=tuple(
                 None if s is None else float(s) for s in raw.get("watched_seconds") or ()
             ),
             language=str(raw.get("language") or LANGUAGES[0]),
         )
-        if not all(math.isfinite(s or 0.0) for s in (verdict.seconds, *verdict.watched_seconds)):
+        if not all(math.isfinite(s or 0.0) for s in (seconds, *verdict.watched_seconds)):
             raise ValueError("seconds must be finite")
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise Refused([f"the answer has the wrong shape: {error}"]) from error
     if verdict.language not in LANGUAGES:
         raise Refused([f"language {verdict.language!r} is not one of {', '.join(LANGUAGES)}"])

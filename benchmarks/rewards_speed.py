@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument(
         "--sizes", nargs="+", default=["tiny"], choices=SIZES, help="tiny: the demo's; small: ViT-S"
     )
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--frames", nargs="+", type=int, default=[9, 17, 33])
     parser.add_argument("--sides", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--batch", type=int, default=2)
@@ -195,7 +196,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     first, smallest = options.frames[0], options.sides[0]
     grid = [(f, smallest) for f in options.frames] + [(first, s) for s in options.sides[1:]]
-    for model in MODELS:
+    for model in options.models:
         for size in options.sizes:
             for frames, side in grid:
                 found = in_own_process(options, model, size, frames, side, options.batch)

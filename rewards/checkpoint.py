@@ -11,6 +11,7 @@ from reelhf.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from rewards.calibrated import CalibratedReward
+    from rewards.module import RewardModule
 
 REWARD_SCHEMA_VERSION = 1
 
@@ -40,6 +41,17 @@ def read_reward_json(folder: Path) -> dict[str, Any]:
             f"{REWARD_SCHEMA_VERSION}. Train it again with `reelhf rewards train`"
         )
     return described
+
+
+def one_model(reward: CalibratedReward, folder: Path) -> RewardModule:
+    """The reward of a folder where one on a backbone is needed; UserError for an ensemble."""
+    from rewards.module import RewardModule
+
+    if not isinstance(reward, RewardModule):
+        raise UserError(
+            f"{folder} is an ensemble; expected one model, such as that of its member_0/"
+        )
+    return reward
 
 
 def load_trainable(folder: Path) -> CalibratedReward:

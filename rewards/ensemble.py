@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rewards.base import FrameSelection, RewardScores
 from rewards.calibrated import CalibratedReward
-from rewards.checkpoint import REWARD_SCHEMA_VERSION, read_reward_json, reward_class
+from rewards.checkpoint import REWARD_SCHEMA_VERSION, load_trainable, read_reward_json
 from rewards.heads import mean_and_disagreement
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class EnsembleReward(CalibratedReward):
     def load(cls, folder: Path) -> Self:
         described = read_reward_json(folder)
         paths = [Path(folder) / f"member_{i}" for i in range(described["members"])]
-        model = cls([reward_class(read_reward_json(p)["type"]).load(p) for p in paths])
+        model = cls([load_trainable(path) for path in paths])
         for name in ("mean", "std", "low", "high", "temperature"):
             getattr(model, name).copy_(torch.tensor(described[name]))
         model.data_hash = described["data_hash"]

@@ -102,9 +102,9 @@ def base_state(base: dict[str, str], of: Path) -> dict[str, Any]:
 
 def merge_reward(source: Path, out: Path) -> Path:
     """Write a checkpoint of deltas as a self-contained one."""
-    from rewards.checkpoint import load_reward
+    from rewards.checkpoint import load_reward, one_model
 
-    model = load_reward(source)
+    model = one_model(load_reward(source), source)
     if model.lora is None:
         raise UserError(f"{source} holds no deltas to merge; it is self-contained as it is")
     merge_lora(model)

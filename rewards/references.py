@@ -62,10 +62,11 @@ def choose_references(reward: Path, clips: Path, out: Path) -> Path:
     from reelhf.clips import load_clip_folder
     from reelhf.progress import track
     from reelhf.video import read_video
-    from rewards.checkpoint import load_reward
+    from rewards.checkpoint import load_reward, one_model
+    from rewards.generative import GenerativeReward
 
-    model = load_reward(reward)
-    if not model.compares:
+    model = one_model(load_reward(reward), reward)
+    if not isinstance(model, GenerativeReward) or not model.compares:
         raise UserError(
             f"{reward} judges a clip by itself; expected a reward that asks against_reference"
         )

@@ -111,10 +111,10 @@ def _train_member(
 
     from reelhf.engine import seed_everything
     from reelhf.hashing import content_hash, sha256_file
-    from rewards.checkpoint import load_trainable
+    from rewards.checkpoint import load_trainable, one_model
 
     seed_everything(config.seed)
-    model = load_trainable(source)
+    model = one_model(load_trainable(source), source)
     held = [task for task in tasks if task.split == "validation"]
     training = [task for task in tasks if task.split != "validation"] or list(tasks)
     data_hash = content_hash([t.task_id for t in tasks], [len(t.votes) for t in tasks])

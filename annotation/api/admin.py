@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException
 
-from annotation.api.site import JsonBody, SignedIn, TheSite
+from annotation.api.site import JsonBody, RowNumber, SignedIn, TheSite
 
 router = APIRouter()
 
@@ -40,7 +40,7 @@ def create_token(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, A
 
 
 @router.delete("/api/tokens/{token_id}")
-def revoke_token(token_id: int, site: TheSite, account: SignedIn) -> dict[str, bool]:
+def revoke_token(token_id: RowNumber, site: TheSite, account: SignedIn) -> dict[str, bool]:
     if not site.tokens.revoke(account, token_id, actor=account.pseudonym):
         raise HTTPException(404, "no such token")
     return {"revoked": True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,13 +15,15 @@ from fastapi import FastAPI
 from reelhf.errors import UserError
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises UserError if the port is taken."""
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; `shared` lets others of this user listen on the port too. Raises UserError if the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off only where the protocol is named; with it, a browser's second request on a connection
     # waits 40 ms for an acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
         listener.listen(128)
@@ -30,6 +33,17 @@ def bind(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {error.strerror}. Choose another port with --port"
         ) from error
     return listener
+
+
+def bind_several(host: str, port: int, count: int) -> list[socket.socket]:
+    """A listening socket per server process, among which Linux deals out the connections.
+
+    Processes that share one socket do not get equal shares: whoever wakes first accepts all that wait. Elsewhere than on Linux
+    they share one all the same: only there does the kernel deal.
+    """
+    if sys.platform != "linux":
+        return [bind(host, port)] * count
+    return [bind(host, port, shared=True) for _ in range(count)]
 
 
 def server_options(trusted_proxies: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
+from fastapi import Path as UrlPath
 from sqlalchemy import delete, insert, select
 
 from annotation import schema as t
@@ -24,6 +25,8 @@ from annotation.store import Store
 
 MAX_BODY_BYTES = 64 * 1024
 LINK_HOURS = 24
+MAX_ID = 2**31 - 1
+"""The largest number of a row in PostgreSQL's `integer`."""
 
 
 @dataclass(frozen=True)
@@ -117,21 +120,24 @@ async def read_json(request: Request) -> dict[str, Any]:
     body = await read_body(request)
     try:
         raw = json.loads(body or b"{}")
+        storable = b"\\u" not in body or _storable(raw)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, "the request is not JSON") from error
     if not isinstance(raw, dict):
         raise HTTPException(400, "the request is not a JSON object")
-    if b"\\u" in body and not _storable(raw):
+    if not storable:
         raise HTTPException(400, "a text holds a NUL or half a character")
     return raw
 
 
 def whole(raw: Mapping[str, Any], name: str) -> int | None:
-    """A whole number that may be left out. Raises Refused if it is something else."""
+    """The number of a row, which may be left out. Raises Refused if it is something else, or one that no database could look for."""
     value = raw.get(name)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID:
         return value
-    raise Refused([f"{name} is a whole number or null"])
+    raise Refused([f"{name} is a whole number from 0 to {MAX_ID}, or null"])
 
 
 def _storable(value: object) -> bool:
@@ -147,5 +153,6 @@ def _hash(token: str) -> str:
 
 
 TheSite = Annotated[Site, Depends(the_site)]
+RowNumber = Annotated[int, UrlPath(ge=0, le=MAX_ID)]
 SignedIn = Annotated[Account, Depends(signed_in)]
 JsonBody = Annotated[dict[str, Any], Depends(read_json)]

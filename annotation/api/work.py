@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, replace
-from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
 
 from annotation import claims, drafts
 from annotation.api.site import JsonBody, SignedIn, Site, TheSite, whole
@@ -18,56 +18,64 @@ TOTAL_SECONDS = 60.0
 """How long a page believes how many tasks are open to its annotator: counting reads all of them."""
 
 router = APIRouter()
+"""Answers are made here, in the thread that has worked: what FastAPI is given as a dict it checks in another one, for which a busy server has
+to wait again."""
 
 
 @router.get("/api/me")
-def me(request: Request, site: TheSite, account: SignedIn) -> dict[str, Any]:
-    return {
-        "id": account.pseudonym,
-        "name": account.name,
-        "role": account.role,
-        "csrf": request.state.visitor.csrf,
-        "skip_reasons": claims.SKIP_REASONS,
-        "flags": claims.FLAG_KINDS,
-        "must_watch": site.config.must_watch,
-        "confirm_pairs": site.config.confirm_pairs,
-        "guide": dict(site.store.guideline.guide),
-        "guideline_version": site.store.guideline.version,
-    }
+def me(request: Request, site: TheSite, account: SignedIn) -> JSONResponse:
+    return JSONResponse(
+        {
+            "id": account.pseudonym,
+            "name": account.name,
+            "role": account.role,
+            "csrf": request.state.visitor.csrf,
+            "skip_reasons": claims.SKIP_REASONS,
+            "flags": claims.FLAG_KINDS,
+            "must_watch": site.config.must_watch,
+            "confirm_pairs": site.config.confirm_pairs,
+            "guide": dict(site.store.guideline.guide),
+            "guideline_version": site.store.guideline.version,
+        }
+    )
 
 
 @router.get("/api/guide")
-def guide(presentation: str, site: TheSite, account: SignedIn) -> dict[str, Any]:
+def guide(presentation: str, site: TheSite, account: SignedIn) -> JSONResponse:
     """How to judge a task that was shown to this annotator, in the version it was shown with."""
     with site.store.read() as connection:
         shown = own_presentation(connection, account, presentation)
-    return {"guide": dict(site.store.guideline_of(shown.guideline_version).guide)}
+    return JSONResponse({"guide": dict(site.store.guideline_of(shown.guideline_version).guide)})
 
 
 @router.get("/api/progress")
-def progress(site: TheSite, account: SignedIn) -> dict[str, Any]:
+def progress(site: TheSite, account: SignedIn) -> JSONResponse:
     if site.config.wanted_tasks is not None:
-        return asdict(claims.progress(site.store, account, wanted=site.config.wanted_tasks))
+        return JSONResponse(
+            asdict(claims.progress(site.store, account, wanted=site.config.wanted_tasks))
+        )
     until, wanted = site.totals.get(account.id, (0.0, 0))
     if time.monotonic() < until:
         kept = claims.progress(site.store, account, wanted=wanted)
         if kept.judged < wanted:  # else there may be more than was counted
-            return asdict(kept)
+            return JSONResponse(asdict(kept))
     found = claims.progress(site.store, account, wanted=None)
     site.totals[account.id] = (time.monotonic() + TOTAL_SECONDS, found.wanted)
-    return asdict(found)
+    return JSONResponse(asdict(found))
 
 
 @router.post("/api/claim")
-def claim(site: TheSite, account: SignedIn) -> dict[str, Any]:
+def claim(site: TheSite, account: SignedIn) -> JSONResponse:
     """The task, or why there is none."""
     config = site.config
     view = claims.claim(
         site.store, account, lease_seconds=config.lease_seconds, routing=config.routing
     )
     if view is not None:
-        return {"task": _signed(site, view).to_json(), "reason": None}
-    return {"task": None, "reason": claims.reason_for_nothing(site.store, account, config.routing)}
+        return JSONResponse({"task": _signed(site, view).to_json(), "reason": None})
+    return JSONResponse(
+        {"task": None, "reason": claims.reason_for_nothing(site.store, account, config.routing)}
+    )
 
 
 def _signed(site: Site, view: TaskView) -> TaskView:
@@ -81,7 +89,7 @@ def _signed(site: Site, view: TaskView) -> TaskView:
 
 
 @router.post("/api/submit")
-def submit(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+def submit(site: TheSite, account: SignedIn, raw: JsonBody) -> JSONResponse:
     verdict = parse_verdict(raw.get("verdict") or {})
     presentation, key = str(raw.get("presentation", "")), str(raw.get("idempotency_key", ""))
     receipt = claims.submit(
@@ -94,11 +102,11 @@ def submit(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
         routing=site.config.routing,
         must_watch=site.config.must_watch,
     )
-    return asdict(receipt)
+    return JSONResponse(asdict(receipt))
 
 
 @router.post("/api/back")
-def back(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+def back(site: TheSite, account: SignedIn, raw: JsonBody) -> JSONResponse:
     """What the annotator judged last, or before `before`, to be judged anew."""
     found = claims.reopen(
         site.store,
@@ -107,38 +115,38 @@ def back(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
         lease_seconds=site.config.lease_seconds,
     )
     if found is None:
-        return {"reopened": None}
+        return JSONResponse({"reopened": None})
     raw_task, raw_verdict = _signed(site, found.task).to_json(), found.verdict.to_json()
     told = {"judgment_id": found.judgment_id, "root": found.root}
-    return {"reopened": {**told, "task": raw_task, "verdict": raw_verdict}}
+    return JSONResponse({"reopened": {**told, "task": raw_task, "verdict": raw_verdict}})
 
 
 @router.post("/api/skip")
-def skip(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+def skip(site: TheSite, account: SignedIn, raw: JsonBody) -> JSONResponse:
     presentation, reason = str(raw.get("presentation", "")), str(raw.get("reason", ""))
     claims.skip(site.store, account, presentation, reason, str(raw.get("note") or ""))
-    return {"skipped": True}
+    return JSONResponse({"skipped": True})
 
 
 @router.post("/api/flag")
-def flag(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+def flag(site: TheSite, account: SignedIn, raw: JsonBody) -> JSONResponse:
     presentation, kind = str(raw.get("presentation", "")), str(raw.get("flag", ""))
     claims.flag(site.store, account, presentation, kind, str(raw.get("note") or ""))
-    return {"flagged": True}
+    return JSONResponse({"flagged": True})
 
 
 @router.post("/api/heartbeat")
-def heartbeat(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+def heartbeat(site: TheSite, account: SignedIn, raw: JsonBody) -> JSONResponse:
     alive = claims.heartbeat(
         site.store,
         account,
         str(raw.get("presentation", "")),
         lease_seconds=site.config.lease_seconds,
     )
-    return {"leased": alive}
+    return JSONResponse({"leased": alive})
 
 
 @router.post("/api/draft")
-def save_draft(site: TheSite, account: SignedIn, raw: JsonBody) -> dict[str, Any]:
+def save_draft(site: TheSite, account: SignedIn, raw: JsonBody) -> JSONResponse:
     presentation, body = str(raw.get("presentation", "")), str(raw.get("draft") or "")
-    return {"saved_ms": drafts.save_draft(site.store, account, presentation, body)}
+    return JSONResponse({"saved_ms": drafts.save_draft(site.store, account, presentation, body)})

@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ def usual_workers(database: Database, cores: int) -> int:
 
 
 def serve_with_workers(
-    project: Path, config: AnnotateConfig, listener: socket.socket, workers: int
+    project: Path, config: AnnotateConfig, listeners: Sequence[socket.socket]
 ) -> None:
-    """Serves a project from `workers` processes until a signal ends it; a process that dies is replaced.
+    """Serves a project from a process per socket until a signal ends it; one that dies is replaced, on its socket.
 
     Raises: UserError if processes die as soon as they start.
     """
@@ -46,12 +47,12 @@ def serve_with_workers(
         signal.signal(number, lambda *_: ended.set())
     spawn = multiprocessing.get_context("spawn")
 
-    def start() -> BaseProcess:
+    def start(listener: socket.socket) -> BaseProcess:
         process = spawn.Process(target=work, args=(told, listener), daemon=True)
         process.start()
         return process
 
-    running = [start() for _ in range(workers)]
+    running = [start(listener) for listener in listeners]
     quick_deaths, last_death = 0, time.monotonic()
     while not ended.wait(CHECK_SECONDS):
         for index, process in enumerate(running):
@@ -63,7 +64,7 @@ def serve_with_workers(
             if quick_deaths > MAX_QUICK_DEATHS:
                 _stop(running)
                 raise UserError("server processes die as soon as they start; see the lines above")
-            running[index] = start()
+            running[index] = start(listeners[index])
     _stop(running)
 
 

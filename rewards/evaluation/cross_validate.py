@@ -109,7 +109,7 @@ def _run_fold(
     from reelhf.engine import seed_everything
     from reelhf.hashing import content_hash, weight_hashes
     from reelhf.run import write_text_atomic
-    from rewards.checkpoint import read_reward_json, reward_class
+    from rewards.checkpoint import load_trainable, one_model
 
     data, clips, sharpness = _clips(preferences)
     key = content_hash(name, config, data.manifest["files"], weight_hashes(backbones / name), leave, left_out)  # fmt: skip
@@ -118,7 +118,7 @@ def _run_fold(
         return json.loads(kept.read_text(encoding="utf-8"))
     fold = next(f for f in _folds(data, name, backbones, leave) if f.name == left_out)
     seed_everything(config.seed)
-    model = reward_class(read_reward_json(backbones / name)["type"]).load(backbones / name)
+    model = one_model(load_trainable(backbones / name), backbones / name)
     if fold.training:
         model, _ = fit(
             model, list(fold.training), clips, config, label=f"{name}, without {left_out}"

@@ -30,7 +30,7 @@ from rewards.evaluation.probes import probe_corruptions
 from rewards.evaluation.slots import slot_test
 
 if TYPE_CHECKING:
-    from rewards.module import RewardModule
+    from rewards.calibrated import CalibratedReward
 
 TEST_SPLIT = "test"
 EVALUATION = "evaluation.json"
@@ -150,7 +150,7 @@ def _headline(
 
 
 def _details(
-    model: RewardModule, subject: Subject, scores: Mapping[tuple[str, str], Tensor]
+    model: CalibratedReward, subject: Subject, scores: Mapping[tuple[str, str], Tensor]
 ) -> dict[str, dict[str, Any]]:
     """Dimension -> everything but the headline."""
     chooser, chosen_on = _threshold_tasks(subject)
@@ -187,7 +187,7 @@ def _details(
     return found
 
 
-def position_flips(model: RewardModule, subject: Subject, dimension: str) -> float | None:
+def position_flips(model: CalibratedReward, subject: Subject, dimension: str) -> float | None:
     """Share of pairs in which a comparing model's answer depends on which clip is shown second; None without pairs."""
     found = []
     with torch.no_grad():
@@ -203,7 +203,9 @@ def position_flips(model: RewardModule, subject: Subject, dimension: str) -> flo
                 reference=second,
             )
             if scores.valid.all():
-                found.append(float(scores.parts["position_flip"]))
+                parts = scores.parts.items()  # an ensemble has one per member
+                flips = [float(v) for key, v in parts if key.startswith("position_flip")]
+                found.append(sum(flips) / len(flips))
     return sum(found) / len(found) if found else None
 
 

@@ -108,7 +108,7 @@ def new_project(
 
 
 @pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Browser]:
+def running_browser(chromium: str) -> Iterator[Browser]:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as driver:
         running = driver.chromium.launch(
@@ -116,6 +116,14 @@ def browser(chromium: str) -> Iterator[Browser]:
         )
         yield running
         running.close()
+
+
+@pytest.fixture
+def browser(running_browser: Browser) -> Iterator[Browser]:
+    """The system's Chromium. Use with `@pytest.mark.browser`; pages left open would go on playing their clips beside later tests."""
+    yield running_browser
+    for context in list(running_browser.contexts):
+        context.close()
 
 
 @pytest.fixture

@@ -298,7 +298,7 @@ def test_under_a_root_path_every_address_carries_it_whether_or_not_the_proxy_str
         assert client.get(asked + url.removeprefix("/labels"), headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("trusted", [(), ("127.0.0.1",)])
+@pytest.mark.parametrize("trusted", [(), ("127.0.0.1",), ("127.0.0.0/8",)])
 def test_a_forwarded_address_is_believed_only_from_a_trusted_proxy(
     new_project, trusted, monkeypatch
 ):

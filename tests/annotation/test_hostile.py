@@ -289,6 +289,46 @@ def test_oversized_and_malformed_bodies_are_refused_and_store_nothing(site):
     assert (store.counts()["judgments"], store.counts()["skips"]) == (0, 0)
 
 
+@pytest.mark.parametrize(
+    "number",
+    ["1" + "0" * 400, "-1" + "0" * 30, str(2**63), str(2**31), "-1", "NaN", "1e400", "1e300"],
+)
+def test_numbers_of_any_size_are_refused_and_break_nothing(site, number):
+    """Python and JSON know numbers that no database does."""
+    store, client = site
+    headers = sign_in(client, "ann0")
+    body = json.dumps(answer_to(claim(client, headers), watched_seconds=[7.5]))
+    places = [
+        ("/api/submit", body.replace("3.0", number)),
+        ("/api/submit", body.replace("7.5", number)),
+        ("/api/submit", body.replace('"best": 0', f'"best": {number}', 1)),
+        ("/api/submit", body[:-1] + f', "revises": {number}}}'),
+        ("/api/back", f'{{"before": {number}}}'),
+        ("/api/decide", f'{{"task_id": {number}, "decision": "reopen"}}'),
+        ("/api/tokens", f'{{"label": "x", "scopes": ["read"], "days": {number}}}'),
+    ]
+    no_number = number in ("NaN", "1e400") or len(number) > 300
+    for path, content in places:
+        answer = client.post(path, content=content, headers=headers)
+        assert answer.status_code < 500, (path, content, answer.text)
+        assert answer.status_code >= 400 or not no_number, "infinity is no time, nor is a number"
+    assert client.delete(f"/api/tokens/{number}", headers=headers).status_code in (404, 422)
+    assert client.get(f"/media/task/x/{number}").status_code in (401, 404, 422)
+    assert store.counts()["judgments"] <= (not no_number)
+
+
+def test_no_depth_of_nesting_is_one_that_can_be_read_but_not_looked_through(site):
+    _, client = site
+    headers = sign_in(client, "ann0")
+    for depth in range(900, 1000):  # around Python's limit, wherever this request meets it
+        body = '{"reason": "\\u0041", "note": ' + "[" * depth + "]" * depth + "}"
+        assert client.post("/api/skip", content=body, headers=headers).status_code in (
+            400,
+            404,
+            422,
+        )
+
+
 def test_a_body_that_never_ends_is_cut_off_not_kept(new_project):
     store = new_project(tasks=1)
     with (

@@ -6,24 +6,24 @@ import json
 import os
 import re
 import signal
+import socket
 import socketserver
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 from fastapi.testclient import TestClient
 
 from annotation.alerts import AlertsConfig, look, quality_alarms
 from annotation.api.app import create_app
-from annotation.api.server import bind
+from annotation.api.server import bind, bind_several
 from annotation.client import AnnotationClient
 from annotation.place import Place, write_place
 from annotation.storage import Files
@@ -305,16 +305,31 @@ def test_watch_looks_once_and_says_what_it_saw(new_project, capsys):
     assert "alerts.webhook_url" in capsys.readouterr().err
 
 
-# --- deployment files ---
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux deals out connections")
+def test_server_processes_get_about_equal_shares_of_the_connections():
+    with bind("127.0.0.1", 0) as probe:
+        port = probe.getsockname()[1]
+    listeners = bind_several("127.0.0.1", port, 2)
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+    shares = []
+    for listener in listeners:
+        listener.setblocking(False)
+        shares.append(0)
+        with suppress(BlockingIOError):
+            while True:
+                listener.accept()[0].close()
+                shares[-1] += 1
+    for open_socket in (*clients, *listeners):
+        open_socket.close()
+    assert sum(shares) == len(clients)
+    assert min(shares) > 20  # of 100 thrown by chance fewer come once in 10^10
 
 
-def test_the_commands_of_the_deployment_files_exist(capsys):
-    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
-    assert set(compose["services"]) == {"database", "app", "proxy"}
-    text = compose["services"]["app"]["command"] + (ROOT / "deploy" / "README.md").read_text()
-    for verb in ("init", "serve", "watch", "tasks create"):
-        main(["annotate", *verb.split(), "--help"])
-        helped = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-        for line in re.findall(rf"reelhf annotate {verb} ([^`&\n]*)", text):
-            for option in re.findall(r"--[a-z-]+", line):
-                assert option in helped, (verb, option)
+def test_a_port_that_server_processes_share_is_still_taken_for_another_server():
+    with bind("127.0.0.1", 0) as probe:
+        port = probe.getsockname()[1]
+    listeners = bind_several("127.0.0.1", port, 2)
+    with pytest.raises(UserError, match="Choose another port"):
+        bind("127.0.0.1", port)
+    for listener in listeners:
+        listener.close()

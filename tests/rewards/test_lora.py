@@ -15,6 +15,7 @@ from reelhf.errors import UserError
 from rewards import load_reward
 from rewards.backbones import LANGUAGE
 from rewards.commands import app
+from rewards.ensemble import EnsembleReward
 from rewards.lora import LoraSettings, add_lora, merge_lora, merge_reward
 from rewards.module import RewardModule
 from rewards.train import train_rewards
@@ -86,6 +87,9 @@ def test_merging_keeps_the_scores_and_needs_no_other_folder(
     )
     with pytest.raises(UserError, match="no deltas to merge"):
         merge_reward(tmp_path / folder, tmp_path / "twice")
+    EnsembleReward([merged, merged]).save(tmp_path / "both")
+    with pytest.raises(UserError, match=r"is an ensemble; expected one model.*member_0"):
+        merge_reward(tmp_path / "both", tmp_path / "twice")
 
 
 @pytest.mark.parametrize("name", LANGUAGE)

@@ -98,7 +98,7 @@ def test_two_processes_train_resume_and_save_deltas_as_one_does(
         own = [key for key in learned if mark in key]
         moved = distance({key: start.get(key, torch.zeros(())) for key in own}, one, own)
         assert moved > 1e-2, mark
-        assert distance(one, two, own) < 0.05 * moved, mark
+        assert distance(one, two, own) < 0.1 * moved, mark
     alone, both = score(root / "alone" / "motion"), score(whole / "motion")
     torch.testing.assert_close(alone, both, atol=5e-3, rtol=5e-2)
 
