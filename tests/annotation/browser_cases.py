@@ -14,7 +14,7 @@ from tests.annotation.annotation_cases import PASSWORD
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-PATIENCE_MS = 20_000  # the other tests may keep every core busy
+PATIENCE_MS = 90_000  # the other tests may keep every core busy
 SECONDS, FPS = 2.0, 8.0
 XSS = '<img src=x onerror="window.hacked=1"> A red ball & <b>nothing</b> else'
 
