@@ -202,7 +202,7 @@ def test_a_full_log_stops_postgres_and_with_room_again_everything_is_there_once(
                 give_up = time.monotonic() + PATIENCE_SECONDS
                 while (last := person.work()).status_code == 503:
                     assert time.monotonic() < give_up, (cluster.folder / "log").read_text()
-                    if cluster.pid() is None:  # its recovery failed once more, before there was room
+                    if cluster.pid() is None:  # its recovery failed once more
                         cluster.start()
                     time.sleep(0.2)
                 assert last.json()["task"] is None
