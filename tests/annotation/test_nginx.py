@@ -159,6 +159,8 @@ def front(clip_files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> I
         urls = {way: f"https://localhost:{port}/labels" for way, port in ports.items()}
         serve = [sys.executable, "-m", "reelhf", "annotate", "serve", str(store.media.parent)]
         serve += ["--port", str(app), "--root-path", "/labels", "--secure-cookie"]
+        (folder / "team.yaml").write_text("serve: {must_watch: 0}\n")
+        serve += ["--config", str(folder / "team.yaml")]
         with (
             running(
                 [*serve, "--trust-proxy", "127.0.0.1"],

@@ -20,7 +20,7 @@ from annotation.api.server import running_server
 from annotation.client import AnnotationClient
 from annotation.database import open_postgres
 from annotation.store import Store
-from tests.annotation.annotation_cases import PASSWORD, plain_verdict, rows
+from tests.annotation.annotation_cases import PASSWORD, UNWATCHED, plain_verdict, rows
 from tests.annotation.test_api import signed_in
 from tests.annotation.test_faults import PROGRAM, ROOT
 from tests.annotation.test_hostile import answer_to
@@ -191,7 +191,7 @@ def test_a_locked_sqlite_holds_one_thread_and_not_every_visitor(new_project, out
     new = new_project(tasks=1, annotators=1)
     with (
         Store.open(new.media.parent, busy_seconds=BUSY_SECONDS) as store,
-        running_server(create_app(store, page=False)) as url,
+        running_server(create_app(store, UNWATCHED, page=False)) as url,
         signed_in(url) as http,
     ):
         task = http.post("/api/claim", json={}).json()["task"]
@@ -216,7 +216,7 @@ def test_a_simulated_annotator_waits_until_the_database_is_back(new_project, out
     new = new_project(tasks=1, annotators=1)
     with (
         Store.open(new.media.parent, busy_seconds=0.3) as store,
-        running_server(create_app(store, page=False)) as url,
+        running_server(create_app(store, UNWATCHED, page=False)) as url,
         AnnotationClient(url, "ann0", PASSWORD) as client,
         ThreadPoolExecutor() as aside,
     ):
@@ -240,7 +240,6 @@ def test_a_simulated_annotator_waits_until_the_database_is_back(new_project, out
 def test_the_page_keeps_an_answer_while_the_database_is_away_and_sends_it_by_itself(
     new_project, outage, browser, seconds
 ):
-    from tests.annotation.annotation_cases import UNWATCHED
     from tests.annotation.browser_cases import press, sign_in, wait_for_text
 
     new = new_project(tasks=2, annotators=0)
