@@ -198,26 +198,8 @@ def submit(
         now = store.now_ms()
         if must_watch and replaced is None and not account.simulated:
             _require_watched(shown, verdict, must_watch, now)
-        judgment = {
-            "task_id": shown.task_id,
-            "account_id": account.id,
-            "presentation_id": shown.id,
-            "idempotency_key": key,
-            "payload_hash": payload_hash,
-            "kind": shown.kind,
-            "purpose": shown.purpose,
-            "repeat": shown.repeat,
-            "revision": 0 if replaced is None else replaced.revision + 1,
-            "supersedes": revises,
-            "surplus": _is_surplus(shown) if replaced is None else replaced.surplus,
-            "simulated": account.simulated,
-            "guideline_version": shown.guideline_version,
-            "language": verdict.language,
-            "seconds": verdict.seconds,
-            "watched_seconds": list(verdict.watched_seconds) or None,
-            "note": verdict.note,
-            "submitted_ms": now,
-        }
+        judgment = _judgment_row(account, shown, verdict, replaced)
+        judgment |= {"idempotency_key": key, "payload_hash": payload_hash, "submitted_ms": now}
         row = connection.execute(_insert_judgment, judgment).one()
         with store.database.together(connection):
             connection.execute(insert(t.choice), _choices(row.id, shown, verdict))
@@ -237,6 +219,29 @@ def submit(
                 now=row.submitted_ms,
             )
         return _receipt(row, shown, verdict, exam)
+
+
+def _judgment_row(
+    account: Account, shown: Row[Any], verdict: Verdict, replaced: Row[Any] | None
+) -> dict[str, Any]:
+    """What is stored of a verdict, but for its key and its time; `replaced` is the judgment that it revises."""
+    return {
+        "task_id": shown.task_id,
+        "account_id": account.id,
+        "presentation_id": shown.id,
+        "kind": shown.kind,
+        "purpose": shown.purpose,
+        "repeat": shown.repeat,
+        "revision": 0 if replaced is None else replaced.revision + 1,
+        "supersedes": None if replaced is None else replaced.id,
+        "surplus": _is_surplus(shown) if replaced is None else replaced.surplus,
+        "simulated": account.simulated,
+        "guideline_version": shown.guideline_version,
+        "language": verdict.language,
+        "seconds": verdict.seconds,
+        "watched_seconds": list(verdict.watched_seconds) or None,
+        "note": verdict.note,
+    }
 
 
 _showing_locked = (

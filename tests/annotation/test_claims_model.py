@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from annotation import claims, schema
@@ -33,6 +32,7 @@ from tests.annotation.annotation_cases import (
     records,
     rows,
 )
+from tests.annotation.state_machines import explore
 
 PEOPLE = [f"ann{i}" for i in range(3)]
 NEEDS = {1: 1, 2: 2, 3: 1}
@@ -83,6 +83,7 @@ class Claims(RuleBasedStateMachine):
     """Three people at one store; time passes in steps."""
 
     template: Path
+    reached: Counter[str]
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,6 +99,11 @@ class Claims(RuleBasedStateMachine):
         ] = {}
 
     def teardown(self) -> None:
+        now = self.reference
+        revised = [revisions for revisions in now.judged.values() if len(revisions) > 1]
+        came_to = {"judged": now.judged, "surplus": now.surplus, "revised": revised}
+        for name, found in {**came_to, "passed on": now.passed}.items():
+            self.reached.update([name] * len(found))
         self.store.close()
         shutil.rmtree(self.folder)
 
@@ -236,27 +242,16 @@ def template(tmp_path_factory: pytest.TempPathFactory, clip_files: list[Path]) -
     return folder
 
 
-def check(template: Path, *, examples: int, steps: int, quick: bool) -> None:
-    machine = type("Machine", (Claims,), {"template": template})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            derandomize=quick,  # the same every time
-            phases=[
-                p for p in Phase if not (quick and p is Phase.shrink)
-            ],  # shrinking takes minutes
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+def agrees(template: Path, *, examples: int, steps: int, quick: bool) -> Counter[str]:
+    return explore(Claims, examples=examples, steps=steps, quick=quick, template=template)
 
 
 def test_any_order_of_actions_agrees_with_the_reference(template):
-    check(template, examples=16, steps=25, quick=True)
+    reached = agrees(template, examples=16, steps=25, quick=True)
+    assert reached.keys() == {"judged", "surplus", "revised", "passed on"}, reached
 
 
 @pytest.mark.slow
 def test_more_examples_agree_with_the_reference(template):
-    check(template, examples=150, steps=40, quick=False)
+    reached = agrees(template, examples=150, steps=40, quick=False)
+    assert reached.keys() == {"judged", "surplus", "revised", "passed on"}, reached

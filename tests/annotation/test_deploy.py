@@ -82,8 +82,11 @@ def test_the_command_line_understands_every_command_of_the_deployment_files(comp
 
 
 def test_what_the_readme_puts_into_a_yaml_is_a_configuration():
-    for block in re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL):
-        AnnotationConfig.model_validate(yaml.safe_load(block))
+    blocks = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        said = yaml.safe_load(block)
+        assert AnnotationConfig.model_validate(said).model_fields_set == said.keys() != set()
 
 
 def test_the_services_name_only_what_is_there(compose):

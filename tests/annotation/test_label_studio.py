@@ -72,12 +72,11 @@ class Recorder(httpx.HTTPTransport):
         )
 
 
-def replayer(said: list[dict[str, Any]]) -> httpx.MockTransport:
-    """Answers as the real server did, and insists on being asked the same in the same order."""
-    left = iter(said)
+def replayer(left: list[dict[str, Any]]) -> httpx.MockTransport:
+    """Answers as the real server did, and insists on being asked the same in the same order; what is answered leaves the list."""
 
     def answer(request: httpx.Request) -> httpx.Response:
-        expected = next(left)
+        expected = left.pop(0)
         asked = (request.method, request.url.raw_path.decode())
         assert asked == (expected["method"], expected["path"])
         if expected["body"] is None:
@@ -201,6 +200,7 @@ def test_the_whole_conversation_as_a_real_server_held_it(new_project, known_draw
     known_draws(said["uids"])
     http = httpx.Client(transport=replayer(said["exchanges"]))
     converse(new_project(tasks=3), connect(SERVER, KEY, http))
+    assert said["exchanges"] == [], "the server was asked for more when this was recorded"
 
 
 @pytest.mark.labelstudio
@@ -212,6 +212,8 @@ def test_the_whole_conversation_with_a_real_server(new_project, known_draws):
     converse(
         new_project(tasks=3), connect(SERVER, KEY, httpx.Client(transport=recorder, timeout=60))
     )
+    assert recorder.said
+    assert all(exchange["status"] < 500 for exchange in recorder.said)
     if os.environ.get("REELHF_RECORD"):
         text = json.dumps({"uids": uids, "exchanges": recorder.said}, indent=1)
         RECORDING.write_text(text.replace("admin@example.com", "someone@example.com") + "\n")
