@@ -6,7 +6,7 @@ The demo's generator (taken from the cache when it is there) makes four clips pe
 annotators judge them over HTTP; ensembles of the three rewards learn from half of the annotators. Then, on prompts and annotators they
 never met: accuracy on same-stage pairs beside the ceiling that gold itself reaches against those annotators, beside stage identity and
 sharpness; whether every synthetic corruption lowers the right score; whether the members' disagreement rises where nothing was judged.
-Stages are kept in the cache: started again, it goes on where it was stopped. About an hour on two idle cores.
+Stages are kept in the cache: started again, it goes on where it was stopped. About two hours on two idle cores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from torch import Tensor
 
 from annotation.records import read_preferences
 from generator.toygold import measure
-from generator.toyworld import Split, Variety, caption, prompt_split, render, split_scenes
+from generator.toyworld import (
+    Split,
+    Variety,
+    caption,
+    prompt_split,
+    render,
+    scene_from_caption,
+    split_scenes,
+)
 from reelhf.clips import cache_folder
 from reelhf.config import Config, load_config
 from rewards.checkpoint import load_reward
@@ -145,11 +153,16 @@ def probe(config: JuryConfig, loop: LoopConfig, judged: Judged) -> dict[str, Any
     sets = clip_sets(config.probed_clips, loop, judged)
     corruptions: dict[str, Any] = {}
     doubt: dict[str, Any] = {}
+
+    def moving(of: str) -> list[tuple[Clip, str]]:
+        return [(clip, prompt) for clip, prompt in sets[of] if shall_move(prompt)]
+
     for name in MODEL_FOLDERS:
         model = load_reward(judged.rewards.path / name)
         for index, dimension in enumerate(model.dimensions):
+            hurts = moving if dimension == "motion_quality" else sets.__getitem__
             corruptions[dimension] = {
-                of: probe_corruptions(model, index, sets[of]) for of in ("rendered", "judged")
+                of: probe_corruptions(model, index, hurts(of)) for of in ("rendered", "judged")
             }
         if isinstance(model, EnsembleReward):
             spreads = {of: disagreement(model, clips) for of, clips in sets.items()}
@@ -195,6 +208,12 @@ def clip_sets(count: int, loop: LoopConfig, judged: Judged) -> dict[str, list[tu
             lambda frames: torch.randint(256, frames.shape, generator=draw).byte()
         ),
     }
+
+
+def shall_move(prompt: str) -> bool:
+    """Whether the prompt asks for motion: where it does not, a clip that is frozen is no worse."""
+    scene = scene_from_caption(prompt)
+    return scene is not None and scene.motion != "still"
 
 
 def shuffle_patches(frames: Tensor, generator: torch.Generator, *, cells: int = 8) -> Tensor:

@@ -97,3 +97,8 @@ class CalibratedReward(nn.Module, ABC):
                 f"a frozen reward must be deterministic in train(); dropout is on in {', '.join(live)}"
             )
         return self
+
+
+def bound(value: Tensor) -> float | None:
+    """A limit as JSON can say it: null where there is none."""
+    return float(value) if value.isfinite() else None

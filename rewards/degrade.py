@@ -231,14 +231,8 @@ def sharpen(frames: Tensor, severity: Tensor, generator: Generator) -> Tensor:
 
 
 UNVOTED: dict[str, dict[str, Degradation]] = {
-    "motion_quality": {
-        "freeze": freeze,
-        "shuffle": shuffle,
-        "flicker": flicker,
-        "warp": warp,
-        "stutter": stutter,
-        "reverse": reverse,
-    },
+    "motion_quality": DEGRADATIONS["motion_quality"]
+    | {"flicker": flicker, "warp": warp, "stutter": stutter, "reverse": reverse},
     "aesthetic_quality": DEGRADATIONS["aesthetic_quality"],
     "structural_stability": DEGRADATIONS["structural_stability"],
     "prompt_following": DEGRADATIONS["prompt_following"],

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards.base import FrameSelection, RewardScores
-from rewards.calibrated import CalibratedReward
+from rewards.calibrated import CalibratedReward, bound
 from rewards.checkpoint import REWARD_SCHEMA_VERSION, load_trainable, read_reward_json
 from rewards.heads import mean_and_disagreement
 
@@ -62,11 +62,16 @@ class EnsembleReward(CalibratedReward):
 
     def save(self, folder: Path) -> Path:
         """Write reward.json and a folder per member, sealed."""
-        from reelhf.run import seal
-
         folder = Path(folder)
         for i, member in enumerate(self.members):
-            member.save(folder / f"member_{i}")  # type: ignore[operator]
+            member.save(part(folder, i))  # type: ignore[operator]
+        self.describe(folder)
+        return folder
+
+    def describe(self, folder: Path) -> None:
+        """Write reward.json beside the members, which are saved already, and seal the folder."""
+        from reelhf.run import seal
+
         described = {
             "schema_version": REWARD_SCHEMA_VERSION,
             "type": self.kind,
@@ -74,24 +79,30 @@ class EnsembleReward(CalibratedReward):
             "members": len(self.members),
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
-            "low": self.low.tolist(),
-            "high": self.high.tolist(),
+            "low": [bound(value) for value in self.low],
+            "high": [bound(value) for value in self.high],
             "temperature": self.temperature.tolist(),
             "data_hash": self.data_hash,
         }
         (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")
         seal(folder)
-        return folder
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         described = read_reward_json(folder)
-        paths = [Path(folder) / f"member_{i}" for i in range(described["members"])]
-        model = cls([load_trainable(path) for path in paths])
+        model = cls([load_trainable(part(folder, i)) for i in range(described["members"])])
         for name in ("mean", "std", "low", "high", "temperature"):
-            getattr(model, name).copy_(torch.tensor(described[name]))
+            kept = getattr(model, name)  # what is null stays as it was: unbounded
+            for index, value in enumerate(described[name]):
+                if value is not None:
+                    kept[index] = value
         model.data_hash = described["data_hash"]
         return model
+
+
+def part(folder: Path, index: int) -> Path:
+    """Where an ensemble's folder has one of its members."""
+    return Path(folder) / f"member_{index}"
 
 
 def member_folder(folder: Path, index: int) -> Path:
@@ -99,4 +110,4 @@ def member_folder(folder: Path, index: int) -> Path:
     if read_reward_json(folder)["type"] != EnsembleReward.kind:
         return folder
     count = read_reward_json(folder)["members"]
-    return folder / f"member_{index % count}"
+    return part(folder, index % count)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reelhf.config import Config
 from reelhf.progress import silence_transformers
 from rewards.base import FrameSelection, RewardScores
-from rewards.calibrated import CalibratedReward
+from rewards.calibrated import CalibratedReward, bound
 from rewards.card import model_card
 from rewards.checkpoint import REWARD_SCHEMA_VERSION, read_reward_json
 from rewards.heads import OTHER_HEADS, mean_and_disagreement, set_heads
@@ -256,7 +256,7 @@ class RewardModule(CalibratedReward):
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
             "validation_range": [
-                [_bound(a), _bound(b)] for a, b in zip(self.low, self.high, strict=True)
+                [bound(a), bound(b)] for a, b in zip(self.low, self.high, strict=True)
             ],
             "temperature": self.temperature.tolist(),
             "data_hash": self.data_hash,
@@ -311,7 +311,3 @@ class RewardModule(CalibratedReward):
         model.card = described.get("training", {})
         model.load_extras(Path(folder))
         return model
-
-
-def _bound(value: Tensor) -> float | None:
-    return float(value) if value.isfinite() else None

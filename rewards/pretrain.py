@@ -25,6 +25,8 @@ from torch import Tensor
 from reelhf.errors import UserError
 from reelhf.graded import GradedClips
 from rewards.aesthetic import AestheticReward
+from rewards.checkpoint import load_trainable
+from rewards.ensemble import EnsembleReward, part
 from rewards.foundational import FoundationalConfig, FoundationalReward
 from rewards.generative import GenerativeReward
 from rewards.module import RewardModule
@@ -52,6 +54,8 @@ def pretrain_backbones(
 ) -> Path:
     """Pre-train and save out/foundational, out/motion and out/aesthetic; what an identical run finished is kept.
 
+    With `config.ensemble` of N each of them is an ensemble of N, pre-trained with `seed`, `seed + 1`, …
+
     Args:
         clips: folder of captioned videos (`reelhf.clips`).
         graded: folders of graded clips (`reelhf.graded`), whose order all three learn in every second step.
@@ -64,31 +68,55 @@ def pretrain_backbones(
     key = content_hash(
         config, [[str(e.path), e.caption, e.start_frame] for e in entries], [*graded]
     )
-    stamps = {name: Path(out) / f"{name}.sha256" for name in PRETRAIN}
-    missing = [
-        n for n, stamp in stamps.items() if not (stamp.is_file() and stamp.read_text() == key)
-    ]
+    folders = {name: backbone_folders(Path(out), name, config.ensemble) for name in PRETRAIN}
+    missing = {
+        f"{name} {index + 1}/{config.ensemble}" if config.ensemble > 1 else name: partial(
+            _pretrain_one, name, index, config, Path(clips), folder, tuple(graded), key
+        )
+        for name, members in folders.items()
+        for index, folder in enumerate(members)
+        if not _is_finished(folder, key)
+    }
     if missing:
         _windows(config, Path(clips))  # read once, for all: from then on they are in the cache
-    run_jobs(
-        {
-            name: partial(_pretrain_one, name, config, Path(clips), Path(out), tuple(graded), key)
-            for name in missing
-        },
-        at_once=config.side_by_side,
-    )
+    run_jobs(missing, at_once=config.side_by_side)
+    if config.ensemble > 1:
+        for name, members in folders.items():
+            EnsembleReward([load_trainable(m) for m in members]).describe(Path(out) / name)
     return Path(out)
 
 
+def backbone_folders(out: Path, name: str, count: int) -> list[Path]:
+    """Where the backbones of one model are saved: in out/name, or in one folder per member of it."""
+    return [out / name] if count == 1 else [part(out / name, i) for i in range(count)]
+
+
+def _stamp(folder: Path) -> Path:
+    """The file that says from what the backbone beside it was made."""
+    return folder.with_name(f"{folder.name}.sha256")
+
+
+def _is_finished(folder: Path, key: str) -> bool:
+    stamp = _stamp(folder)
+    return stamp.is_file() and stamp.read_text() == key
+
+
 def _pretrain_one(
-    name: str, config: PretrainConfig, clips: Path, out: Path, graded: Sequence[Path], key: str
+    name: str,
+    index: int,
+    config: PretrainConfig,
+    clips: Path,
+    out: Path,
+    graded: Sequence[Path],
+    key: str,
 ) -> None:
     """One backbone, the same whether others are trained before it, beside it or not at all."""
     from reelhf.engine import seed_everything
     from reelhf.run import write_text_atomic
 
     started = time.monotonic()
-    windows = _windows(config, clips)
+    windows = _windows(config, clips)  # the same for every member
+    config = config.model_copy(update={"seed": config.seed + index})
     seed_everything(config.seed)
     model = build_models(config, windows.captions)[name]
     if model.settings.backbone is None:
@@ -102,8 +130,8 @@ def _pretrain_one(
         else:
             PRETRAIN[name](model, config, frames, windows.captions, sets)
         print(f"  {name}: pre-trained in {time.monotonic() - started:.0f} s", flush=True)
-    model.save(out / name)
-    write_text_atomic(out / f"{name}.sha256", key)
+    model.save(out)
+    write_text_atomic(_stamp(out), key)
 
 
 def _windows(config: PretrainConfig, clips: Path) -> ClipTensors:

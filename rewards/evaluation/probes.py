@@ -15,6 +15,8 @@ from rewards.evaluation.metrics import spearman
 SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_FRAMES = 32
 """Longer clips are probed on this many frames from their middle."""
+UNSEEN = 1 / 255
+"""The largest change of a pixel that is none: less than one step of eight bits."""
 
 
 def describe_ladder(scores: Tensor, std: float) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def describe_ladder(scores: Tensor, std: float) -> dict[str, Any]:
 
     Returns: {"lowered": share of clips whose score is lower at the highest severity than clean, "monotone": share in which no step
         up in severity raises it, "rank": mean rank correlation of severity and score, "drop": mean fall at each severity
-        in units of `std`, "clips"}. Clips that could not be scored at some severity are left out.
+        in units of `std`, "clips"}. Clips with a score that is not finite at some severity are left out.
     """
     scores = scores[scores.isfinite().all(1)].double()
     if not len(scores):
@@ -43,7 +45,7 @@ def describe_ladder(scores: Tensor, std: float) -> dict[str, Any]:
 def probe_corruptions(
     model: Any, index: int, clips: Sequence[tuple[Clip, str]], *, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Every corruption known to hurt dimension number `index` of a model -> `describe_ladder` over the clips.
+    """Every corruption known to hurt dimension number `index` of a model -> `describe_ladder` over the clips that it changes.
 
     Args:
         clips: (clip, prompt) pairs, undamaged ones.
@@ -66,7 +68,7 @@ def probe_corruptions(
 def _ladder(
     model: Any, index: int, clip: Clip, prompt: str, spoil: Degradation, seed: int
 ) -> Tensor:
-    """Scores [S] of one clip at every severity."""
+    """Scores [S] of one clip at every severity; NaN where the corruption has nothing to change, as freezing what stands still."""
     first = max(0, (clip.frames.shape[1] - MOST_FRAMES) // 2)
     frames = clip.frames[:, first : first + MOST_FRAMES].float() / 255
     device = next(model.parameters()).device
@@ -75,9 +77,11 @@ def _ladder(
             spoil(frames[None], torch.tensor([severity]), torch.Generator().manual_seed(seed))
             for severity in SEVERITIES
         ]
-    ).to(device)
+    )
+    if (ladder[-1] - ladder[0]).abs().amax() < UNSEEN:
+        return torch.full((len(SEVERITIES),), float("nan"))
     scores = model.score(
-        ladder,
+        ladder.to(device),
         selection=model.select(frames.shape[1], clip.fps, None),
         fps=clip.fps,
         prompts=[prompt] * len(SEVERITIES),

@@ -55,5 +55,8 @@ class PretrainConfig(Config):
     """Share of the foundational steps in which the vision tower alone learns words and spoiled bodies."""
     side_by_side: PositiveInt = 1
     """Backbones that are pre-trained at once, each in a process of its own with its share of the threads."""
+    ensemble: PositiveInt = 1
+    """How many of each, with `seed`, `seed + 1`, …: what the members of an ensemble of rewards begin from, so that they do not share what a
+    single backbone cannot see."""
     seed: int = 0
     """Of weights and batches."""

@@ -79,8 +79,8 @@ class RewardTrainConfig(Config):
     lora: LoraSettings | None = None
     """Learn low-rank deltas of the backbone instead of its weights (at `backbone_lr`); the checkpoint holds them and the readouts."""
     synthetic: float = Field(0.0, ge=0)
-    """Weight of lessons that need no vote: in each step clips beat themselves spoiled (motion: frozen, shuffled, flickering, warped, stuttering, reversed;
-    the others as in pre-training). 0 is off."""
+    """Weight of lessons that need no vote: in each step clips beat themselves spoiled (motion: as in pre-training and flickering, warped, stuttering,
+    reversed; the others as in pre-training). 0 is off."""
     frozen: tuple[Group, ...] = ()
     """Groups of weights that stay as they are; vision, language and embeddings are parts of a vision-language model's backbone."""
     gradient_checkpointing: bool = False

@@ -233,6 +233,26 @@ def test_a_sharpness_score_falls_with_every_severity_of_blur():
     assert probe_corruptions(DarkIsBad(), 0, [])["blur"]["clips"] == 0
 
 
+class EarlyIsGood(DarkIsBad):
+    """Knows the order of frames: the darker the first ones, the better."""
+
+    dimensions = ("motion_quality",)
+
+    def score(self, frames: torch.Tensor, **_: Any) -> RewardScores:
+        time = torch.arange(frames.shape[2], dtype=torch.float)
+        late = (frames.mean((1, 3, 4)) * time).sum(1, keepdim=True)
+        return RewardScores(self.weight * late, torch.ones(len(frames), dtype=torch.bool))
+
+
+def test_a_corruption_is_measured_on_the_clips_it_changes():
+    still = torch.full((3, 9, 16, 16), 80, dtype=torch.uint8)
+    rising = still + torch.arange(0, 90, 10, dtype=torch.uint8).view(1, 9, 1, 1)
+    clips = [(Clip(frames, 8.0), CAPTIONS[0]) for frames in (still, rising, rising)]
+    found = probe_corruptions(EarlyIsGood(), 0, clips)
+    assert found["shuffle"]["clips"] == found["freeze"]["clips"] == 2
+    assert found["shuffle"]["lowered"] == 1.0
+
+
 class SecondIsBetter(DarkIsBad):
     """A comparing model that follows the order it is shown in whenever the clips are much alike."""
 

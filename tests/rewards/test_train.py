@@ -407,6 +407,31 @@ def test_backbones_pre_trained_side_by_side_are_the_same(backbones, tmp_path):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_members_begin_from_backbones_of_their_own(backbones, two_dimensions, tmp_path):
+    config = tiny_pretrain_config().model_copy(update={"ensemble": 2})
+    out = pretrain_backbones(config, backbones.parent, tmp_path / "backbones")
+    first, second = (load_reward(out / "motion" / f"member_{i}").state_dict() for i in range(2))
+    alone = load_reward(backbones / "motion").state_dict()
+    assert all(torch.equal(first[name], alone[name]) for name in alone)
+    assert any(not torch.allclose(first[name], second[name]) for name in alone)
+    load_reward(out / "motion")  # a sealed ensemble, its range not yet known
+    assert json.loads((out / "motion" / "reward.json").read_text())["low"] == [None]
+    (out / "motion" / "member_1.sha256").unlink()  # as if it had been killed in it
+    kept = (out / "motion" / "member_0" / "model.safetensors").stat().st_mtime_ns
+    pretrain_backbones(config, backbones.parent, out)
+    assert (out / "motion" / "member_0" / "model.safetensors").stat().st_mtime_ns == kept
+    again = load_reward(out / "motion" / "member_1").state_dict()
+    assert all(torch.equal(again[name], second[name]) for name in again)
+
+    frozen = RewardTrainConfig(models=("motion",), ensemble=2, epochs=0.1, backbone_lr=0)
+    taught = load_reward(
+        train_rewards(frozen, two_dimensions, out, tmp_path / "rewards") / "motion"
+    )
+    for member, source in zip(taught.members, (first, second), strict=True):
+        weights = {n: v for n, v in member.state_dict().items() if n.startswith("backbone.")}
+        assert weights and all(torch.equal(source[name], value) for name, value in weights.items())
+
+
 def test_an_unknown_model_is_named():
     with pytest.raises(ValueError, match="models names 'aesthetics'; expected one of foundational"):
         RewardTrainConfig(models=("aesthetics",))
