@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
@@ -23,6 +27,8 @@ ROUTERS = (  # what is asked most comes first: a request is held against them in
     quality.router,
     webhook.router,
 )
+POSTGRES_THREADS = 12
+"""Requests of one process that are worked on at a time: more would only wait for one of the database's connections, and for the interpreter."""
 OWN_PATHS = frozenset(
     route.path_regex for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)
 )
@@ -36,7 +42,15 @@ def create_app(store: Store, config: AnnotateConfig | None = None, *, page: bool
     Returns: an app whose `state.sign_in_link(account)` makes a one-time path that signs in.
     """
     site = Site.of(store, config or AnnotateConfig())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if not store.database.is_sqlite:
+            current_default_thread_limiter().total_tokens = POSTGRES_THREADS
+        yield
+
     app = FastAPI(
+        lifespan=lifespan,
         title=site.config.title,
         docs_url=None,
         redoc_url=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
 from annotation import flags
@@ -47,6 +47,7 @@ def _with_links(site: Site, held: flags.Held) -> dict[str, Any]:
 
 @router.get("/media/held/{task_id}/{position}")
 def held_media(
+    request: Request,
     task_id: int,
     position: int,
     site: TheSite,
@@ -57,7 +58,7 @@ def held_media(
     """A clip of a flagged task, to whoever may decide about it."""
     _require_decider(site, account)
     check_link(site, f"/media/held/{task_id}/{position}", until, signature)
-    return send_file(site, flags.held_media(site.store, task_id, position))
+    return send_file(site, request, flags.held_media(site.store, task_id, position))
 
 
 @router.post("/api/decide")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, HTTPException
+import re
+from pathlib import Path
+
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import FileResponse, Response
 from sqlalchemy import select
 
@@ -14,6 +17,9 @@ from annotation.pages import STATIC
 from annotation.refusals import NotFound
 from annotation.store import Store
 
+READ_AT_ONCE = 2 * 1024 * 1024
+"""Bytes of a clip that are read in the thread that looked it up: handing each piece from thread to thread costs more than reading it."""
+ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 STATIC_KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
 
 router = APIRouter()
@@ -21,11 +27,16 @@ router = APIRouter()
 
 @router.get("/media/{token}")
 def media(
-    token: str, site: TheSite, account: SignedIn, until: str = "", signature: str = ""
+    request: Request,
+    token: str,
+    site: TheSite,
+    account: SignedIn,
+    until: str = "",
+    signature: str = "",
 ) -> Response:
     """A clip: to whom it was shown, by a link that has not expired."""
     check_link(site, f"/media/{token}", until, signature)
-    return send_file(site, claims.media_key(site.store, account, token))
+    return send_file(site, request, claims.media_key(site.store, account, token))
 
 
 def check_link(site: Site, path: str, until: str, signature: str) -> None:
@@ -40,7 +51,7 @@ def check_link(site: Site, path: str, until: str, signature: str) -> None:
 
 @router.get("/media/task/{uid}/{position}")
 def task_media(
-    uid: str, position: int, site: TheSite, until: str = "", signature: str = ""
+    request: Request, uid: str, position: int, site: TheSite, until: str = "", signature: str = ""
 ) -> Response:
     """A clip as it was sent to Label Studio: whoever has the signed link may see it until it expires."""
     try:
@@ -50,7 +61,7 @@ def task_media(
         raise HTTPException(404, "no such clip") from error
     except Expired as error:
         raise HTTPException(410, "this link has expired; push the tasks again") from error
-    return send_file(site, key, **{"Access-Control-Allow-Origin": "*"})
+    return send_file(site, request, key, **{"Access-Control-Allow-Origin": "*"})
 
 
 def pushed_key(store: Store, uid: str, position: int) -> str:
@@ -68,22 +79,52 @@ def pushed_key(store: Store, uid: str, position: int) -> str:
         return str(connection.execute(query).scalar_one())
 
 
-def send_file(site: Site, key: str, **headers: str) -> Response:
-    """A stored file, whole or the range that was asked for."""
+def send_file(site: Site, request: Request, key: str, **headers: str) -> Response:
+    """A stored file, whole or the range that was asked for.
+
+    When a copy was made and which file it is, as `Last-Modified` and `ETag` say, would tell clips apart: they are not sent.
+    """
     kind = "image/png" if key.endswith(".png") else "video/mp4"
     headers = {"Cache-Control": "private, max-age=3600", "Content-Disposition": "inline", **headers}
     try:
         path = site.store.files.local(key)
+        stat = path.stat()
+        asked = request.headers.get("range")
+        span = range(stat.st_size) if asked is None else one_range(asked, stat.st_size)
+        if span is None or len(span) > READ_AT_ONCE or "if-range" in request.headers:
+            response: Response = FileResponse(path, media_type=kind, stat_result=stat)
+        else:
+            response = Response(_read(path, span), media_type=kind)
+            response.headers["Accept-Ranges"] = "bytes"
+            if asked is not None:
+                response.status_code = 206
+                response.headers["Content-Range"] = f"bytes {span[0]}-{span[-1]}/{stat.st_size}"
     except (FileNotFoundError, ValueError) as error:
         detail = "the file of this clip is gone; tell whoever runs the server"
         raise HTTPException(404, detail) from error
-    response = FileResponse(path, media_type=kind, headers=headers, stat_result=path.stat())
-    for name in (
-        "last-modified",
-        "etag",
-    ):  # when a copy was made, and which file it is, would tell clips apart
+    for name in ("last-modified", "etag"):
         del response.headers[name]
+    response.headers.update(headers)
     return response
+
+
+def one_range(asked: str, size: int) -> range | None:
+    """The bytes that a Range header means, if it is one range with a part in the file; None for any other, which Starlette answers."""
+    found = ONE_RANGE.fullmatch(asked)
+    if found is None:
+        return None
+    first, last = found.groups()
+    if first:
+        span = range(int(first), min(int(last) + 1, size) if last else size)
+    else:
+        span = range(max(0, size - int(last)), size) if last else range(0)
+    return span or None
+
+
+def _read(path: Path, span: range) -> bytes:
+    with path.open("rb") as file:
+        file.seek(span.start)
+        return file.read(len(span))
 
 
 @router.get("/annotate/{name}")

@@ -35,7 +35,7 @@
       clearTimeout(this.timer);
       for (const entry of this.entries()) {
         const became = await this.sent(entry);
-        if (became.kept) this.timer = setTimeout(() => this.flush(), PAUSES_MS[Math.min(this.tries++, PAUSES_MS.length - 1)]);
+        if (became.kept) this.timer = setTimeout(() => this.flush(), Math.max(became.wait, this.pause()));
         else remove(entry.key);
         await this.told({ ...became, body: entry.body });
         if (became.kept) return;
@@ -43,11 +43,14 @@
       }
     }
 
+    pause() { return PAUSES_MS[Math.min(this.tries++, PAUSES_MS.length - 1)]; }
+
+    // `wait`: milliseconds that a busy server asks for.
     async sent(entry) {
       try {
         return { receipt: await this.send(entry.body) };
       } catch (error) {
-        return FINAL.has(error.status) ? { error } : { kept: true };
+        return FINAL.has(error.status) ? { error } : { kept: true, wait: error.wait || 0 };
       }
     }
   }

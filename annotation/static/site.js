@@ -33,6 +33,7 @@
     if (!answer.ok) {
       const error = new Error((data.problems || [data.detail]).join(". "));
       error.status = answer.status;
+      error.wait = 1000 * Number(answer.headers.get("retry-after"));
       throw error;
     }
     return data;

@@ -4,10 +4,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import anyio
 import httpx
 import pytest
+from anyio.to_thread import current_default_thread_limiter
+from starlette.applications import Starlette
+from starlette.responses import FileResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
-from annotation.api.app import create_app
+from annotation.api import media
+from annotation.api.app import POSTGRES_THREADS, create_app
 from annotation.api.server import bind, running_server
 from annotation.api.sessions import COOKIE
 from annotation.api.throttle import LoginThrottle
@@ -257,6 +264,20 @@ def test_one_annotator_reaches_nothing_of_another(served):
     assert store.counts()["judgments"] == 1
 
 
+@pytest.mark.parametrize("page", [False, True])
+def test_on_postgresql_no_more_requests_are_worked_on_than_it_has_connections_for(
+    new_project, page
+):
+    store = new_project(tasks=1)
+    app = create_app(store, page=page)
+
+    async def limit() -> float:
+        async with app.router.lifespan_context(app):
+            return current_default_thread_limiter().total_tokens
+
+    assert anyio.run(limit) == (40 if store.database.is_sqlite else POSTGRES_THREADS)
+
+
 # --- media ---
 
 
@@ -264,16 +285,42 @@ def test_media_answers_ranges_and_repeats_no_request_header(served):
     _, url = served
     with signed_in(url) as http:
         task = http.post("/api/claim", json={}).json()["task"]
-        media = task["clips"][0]["url"]
-        whole = http.get(media)
+        link = task["clips"][0]["url"]
+        whole = http.get(link)
         assert whole.headers["content-type"] == "video/mp4"
-        part = http.get(media, headers={"Range": "bytes=10-19"})
+        part = http.get(link, headers={"Range": "bytes=10-19"})
         assert part.status_code == 206
         assert part.content == whole.content[10:20]
         assert part.headers["content-range"] == f"bytes 10-19/{len(whole.content)}"
         for answer in (whole, part):
             assert "cookie" not in {name.lower() for name in answer.headers}
             assert http.cookies[COOKIE] not in str(answer.headers)
+
+
+RANGES = ("bytes=0-", "bytes=7-7", "bytes=5-99999999", "bytes=-9", "bytes=-99999999", "bytes=-0", "bytes=-",
+          "bytes=9-3", "bytes=99999999-", "bytes=1-2,4-5", "bytes=0-1,", "bytes=2 - 4", "items=0-1", "bytes=a-b", "")  # fmt: skip
+
+
+def test_every_range_is_answered_as_starlette_answers_it(served, tmp_path, monkeypatch):
+    """The clips that are read at once, against the library's way of sending files, which sends those that are larger."""
+    _, url = served
+    with signed_in(url) as http:
+        link = http.post("/api/claim", json={}).json()["task"]["clips"][0]["url"]
+        (tmp_path / "clip").write_bytes(http.get(link).content)
+        library = Starlette(routes=[Route("/", lambda _: FileResponse(tmp_path / "clip"))])
+        for at_once in (1 << 20, 0):
+            monkeypatch.setattr(media, "READ_AT_ONCE", at_once)
+            for asked in RANGES:
+                ours = http.get(link, headers={"Range": asked})
+                theirs = TestClient(library).get("/", headers={"Range": asked})
+                assert ours.status_code == theirs.status_code, asked
+                told = ours.headers.get("content-range"), theirs.headers.get("content-range")
+                assert told[0] == told[1], asked
+                if "multipart" not in theirs.headers["content-type"]:
+                    assert ours.content == theirs.content, asked
+                if ours.status_code < 400:
+                    assert ours.headers["accept-ranges"] == "bytes"
+                    assert not {"etag", "last-modified"} & {name.lower() for name in ours.headers}
 
 
 def test_paths_lead_nowhere(served):
