@@ -7,8 +7,8 @@ Each repeat measures the quiet machine first (CPU, fsync, an idle request), then
 the same project:
 
 1. steady: 200 annotators, one judgment per 20 s each. A judgment is claim, progress, four clips by Range, two drafts, a heartbeat and a submit.
-2. burst: claims and submits at a fixed rate (150 per second on PostgreSQL, 60 on SQLite) for 30 s, and half as many clips, drafts and
-   heartbeats beside them.
+2. burst: requests at a fixed rate (150 per second on PostgreSQL, 60 on SQLite) for 30 s: a third claims, a third submits, and a third clips,
+   drafts and heartbeats.
 3. knee: the same mix, faster by a quarter every 10 s, until the p95 passes 100 ms or requests are left over.
 
 The loop is open: every request has an intended moment, and its latency counts from there, so a slow server cannot hide by slowing its
@@ -54,6 +54,8 @@ SECONDS_PER_JUDGMENT = 20.0
 NEED = 2
 PROMPTS, CLIPS = 6, 4
 BURST_RATE = {"postgres": 150.0, "sqlite": 60.0}
+REQUESTS_PER_TURN = 1.5
+"""Of the burst: every other turn is a claim alone, the rest are two requests."""
 KNEE_STEP_SECONDS, KNEE_FACTOR, KNEE_P95 = 10.0, 1.25, 0.100
 MAX_KNEE_RATE = 1000.0
 SETTLE_SECONDS = 3.0
@@ -281,8 +283,9 @@ async def steady(crowd: list[Annotator], seconds: float) -> Stage:
 
 
 async def rate(crowd: list[Annotator], per_second: float, seconds: float) -> Stage:
-    """Claims and submits at a fixed rate, each annotator in turn; beside every judgment one clip, draft or heartbeat."""
+    """Requests at a fixed rate, each annotator in turn: a claim, then a submit with a clip, draft or heartbeat before it."""
     stage, begin, running = Stage(), time.perf_counter() + 0.2, set()
+    per_second /= REQUESTS_PER_TURN
 
     async def turn(one: Annotator, number: int, intended: float, busy: asyncio.Lock) -> None:
         async with busy:
@@ -464,7 +467,7 @@ async def knee(crowd: list[Annotator], first: float) -> dict:
     while per_second <= MAX_KNEE_RATE:
         begin = time.perf_counter()
         stage = await rate(crowd, per_second, KNEE_STEP_SECONDS)
-        done = len(stage.latencies["claim"]) + len(stage.latencies["submit"])
+        done = sum(map(len, stage.latencies.values()))
         achieved = done / (time.perf_counter() - begin)
         p95 = percentile(stage.latencies["claim"] + stage.latencies["submit"], 0.95)
         steps.append(
@@ -497,13 +500,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="server processes")
     parser.add_argument("--stages", nargs="*", default=["steady", "burst", "knee"])
     parser.add_argument("--burst-seconds", type=float, default=30.0)
-    parser.add_argument("--rate", type=float, help="of the burst, requests per second")
+    parser.add_argument("--rate", type=float, help="of the burst, requests per second of all kinds")
     parser.add_argument("--tasks", type=int, help="[default: what the stages can use up]")
     parser.add_argument("--out", type=Path, help="write all figures here as JSON")
     options = parser.parse_args()
     per_second = options.rate or BURST_RATE[options.database]
-    judgments = ANNOTATORS * options.minutes * 3 + per_second / 2 * options.burst_seconds
-    judgments += MAX_KNEE_RATE / 2 * KNEE_STEP_SECONDS * 4 if "knee" in options.stages else 0
+    judgments = ANNOTATORS * options.minutes * 3 + per_second / 3 * options.burst_seconds
+    judgments += MAX_KNEE_RATE / 3 * KNEE_STEP_SECONDS * 4 if "knee" in options.stages else 0
     tasks = options.tasks or int(judgments / NEED) + 2 * ANNOTATORS
     results = []
     with contextlib.ExitStack() as stack:
