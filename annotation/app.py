@@ -88,7 +88,8 @@ def build(*, title: str = "ReelHF annotation") -> gr.Blocks:
 
     say = pages.strings()["en"]
     with pages.blocks(title) as blocks:
-        top = _top_bar(say)
+        bar = ("flagged", "language", "theme", "guide", "help", "sign_out")
+        top = pages.top_bar(say, "progress", bar)
         with gr.Column(elem_id="work"):
             parts: dict[str, Any] = {"prompt": prompt_box(say)}
             gr.HTML(PLAYER, elem_id="player-box", apply_default_css=False)
@@ -144,22 +145,6 @@ def _listen(blocks: gr.Blocks, page: Page) -> None:
             inputs[radio] = f"picked({index}, '{kind}', v)"
     for component, call in inputs.items():
         pages.in_browser(component.input, f"(v) => window.reelhf.{call}", [component], view)
-
-
-def _top_bar(say: dict[str, str]) -> dict[str, Any]:
-    import gradio as gr
-
-    with gr.Row(elem_id="topbar"):
-        gr.Markdown("**ReelHF**", elem_id="brand")
-        return {
-            "progress": gr.Markdown("", elem_id="progress"),
-            "flagged": button(say["to_flagged"], "to-flagged", size="sm", min_width=70),
-            "language": button(say["language"], "language", size="sm", min_width=60),
-            "theme": button(say["dark"], "theme", size="sm", min_width=60),
-            "guide": button(say["guide_button"], "guide-button", size="sm", min_width=90),
-            "help": button(say["help_button"], "help-button", size="sm", min_width=90),
-            "sign_out": button(say["sign_out"], "sign-out", size="sm", min_width=80),
-        }
 
 
 def prompt_box(say: dict[str, str]) -> gr.Textbox:

@@ -43,7 +43,8 @@ def build(*, title: str = "ReelHF annotation") -> gr.Blocks:
 
     say = pages.strings()["en"]
     with pages.blocks(f"{title}: flags") as blocks:
-        parts = _top_bar(say)
+        bar = ("to_work", "to_quality", "language", "theme", "help")
+        parts = pages.top_bar(say, "summary", bar)
         with gr.Row(elem_id="desk"):
             parts["queue"] = gr.Radio([], label=say["flagged_tasks"], elem_id="queue")
             with gr.Column(elem_id="work"):
@@ -81,21 +82,6 @@ def _listen(blocks: gr.Blocks, parts: dict[str, Any]) -> None:
         pages.in_browser(parts[name].click, f"() => window.reelhf.{call}", None, view)
     queue = parts["queue"]
     pages.in_browser(queue.input, "(v) => window.reelhf.choose(v)", [queue], view)
-
-
-def _top_bar(say: dict[str, str]) -> dict[str, Any]:
-    import gradio as gr
-
-    with gr.Row(elem_id="topbar"):
-        gr.Markdown("**ReelHF**", elem_id="brand")
-        return {
-            "summary": gr.Markdown("", elem_id="progress"),
-            "to_work": button(say["to_work"], "to-work", size="sm", min_width=70),
-            "to_quality": button(say["to_quality"], "to-quality", size="sm", min_width=70),
-            "language": button(say["language"], "language", size="sm", min_width=60),
-            "theme": button(say["dark"], "theme", size="sm", min_width=60),
-            "help": button(say["help_button"], "help-button", size="sm", min_width=90),
-        }
 
 
 def _removal_panel(say: dict[str, str]) -> dict[str, Any]:

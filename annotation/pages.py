@@ -58,6 +58,32 @@ def button(text: str, elem_id: str, **look: Any) -> gr.Button:
     return gr.Button(text, elem_id=elem_id, **look)
 
 
+BAR_BUTTONS = {
+    "flagged": ("to_flagged", "to-flagged", 70),
+    "to_work": ("to_work", "to-work", 70),
+    "to_quality": ("to_quality", "to-quality", 70),
+    "language": ("language", "language", 60),
+    "theme": ("dark", "theme", 60),
+    "guide": ("guide_button", "guide-button", 90),
+    "help": ("help_button", "help-button", 90),
+    "sign_out": ("sign_out", "sign-out", 80),
+}
+"""Name -> its word, its id and its least width."""
+
+
+def top_bar(say: dict[str, str], line: str, names: Sequence[str]) -> dict[str, Any]:
+    """The bar above a page: the brand, a line that its script fills, called `line`, and some of `BAR_BUTTONS`."""
+    import gradio as gr
+
+    with gr.Row(elem_id="topbar"):
+        gr.Markdown("**ReelHF**", elem_id="brand")
+        parts: dict[str, Any] = {line: gr.Markdown("", elem_id="progress")}
+        for name in names:
+            word, elem_id, width = BAR_BUTTONS[name]
+            parts[name] = button(say[word], elem_id, size="sm", min_width=width)
+    return parts
+
+
 def mount(
     app: FastAPI,
     page: gr.Blocks,

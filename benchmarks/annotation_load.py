@@ -36,6 +36,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 import torch
@@ -174,7 +175,7 @@ class Annotator:
         self._head = f"Host: 127.0.0.1\r\nCookie: {COOKIE}={cookie}\r\nX-CSRF-Token: {csrf}\r\n"
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._turn = asyncio.Lock()
-        self.task: dict | None = None
+        self.task: dict[str, Any] | None = None
         self.claim_latency = 0.0
         self.receipts: dict[str, int] = {}
 
@@ -242,14 +243,17 @@ class Annotator:
         await self.request(stage, "progress", at, "GET", "/api/progress")
 
     async def draft(self, stage: Stage, at: float) -> None:
+        assert self.task is not None
         body = {"presentation": self.task["presentation"], "draft": '{"answers": []}' * 20}
         await self.request(stage, "draft", at, "POST", "/api/draft", body)
 
     async def heartbeat(self, stage: Stage, at: float) -> None:
+        assert self.task is not None
         body = {"presentation": self.task["presentation"]}
         await self.request(stage, "heartbeat", at, "POST", "/api/heartbeat", body)
 
     async def media(self, stage: Stage, at: float, number: int) -> None:
+        assert self.task is not None
         url = self.task["clips"][number]["url"]
         await self.request(stage, "media", at, "GET", url, extra="Range: bytes=0-\r\n")
 
@@ -520,8 +524,8 @@ def main() -> None:
                 f"{options.database}, repeat {repeat + 1} of {options.repeats}: {tasks} tasks",
                 flush=True,
             )
-            signed_in = make_project(folder, cluster and cluster.new_database(), tasks)
-            database = cluster and cluster.pid()
+            url, database = (cluster.new_database(), cluster.pid()) if cluster else (None, None)
+            signed_in = make_project(folder, url, tasks)
             results.append(asyncio.run(measure(options, folder, signed_in, database)))
     if options.out:
         options.out.write_text(json.dumps(results, indent=2))
