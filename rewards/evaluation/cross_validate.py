@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -38,6 +38,10 @@ from rewards.evaluation.metrics import (
 )
 from rewards.evaluation.pairs import gaps_of, verdict_pairs, verdicts_of
 from rewards.train import RewardTrainConfig, fit
+from rewards.training.calibrate import calibrate
+
+if TYPE_CHECKING:
+    from rewards.calibrated import CalibratedReward
 
 RESULT = "cross_validation.json"
 BASELINES = ("majority", "generator", "sharpness")
@@ -106,10 +110,8 @@ def _run_fold(
     out: Path,
 ) -> dict[str, Any]:
     """Train without one prompt or generator, and predict it."""
-    from reelhf.engine import seed_everything
     from reelhf.hashing import content_hash, weight_hashes
     from reelhf.run import write_text_atomic
-    from rewards.checkpoint import load_trainable, one_model
 
     data, clips, sharpness = _clips(preferences)
     key = content_hash(name, config, data.manifest["files"], weight_hashes(backbones / name), leave, left_out)  # fmt: skip
@@ -117,12 +119,7 @@ def _run_fold(
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
     fold = next(f for f in _folds(data, name, backbones, leave) if f.name == left_out)
-    seed_everything(config.seed)
-    model = one_model(load_trainable(backbones / name), backbones / name)
-    if fold.training:
-        model, _ = fit(
-            model, list(fold.training), clips, config, label=f"{name}, without {left_out}"
-        )
+    model = _taught(backbones / name, config, fold.training, clips, f"{name}, without {left_out}")
     model.freeze()
     tasks = [*fold.training, *dict.fromkeys(task for task, _ in fold.held)]
     scores = score_clips(model, clips, [(sha, t.prompt) for t in tasks for sha in t.clips])
@@ -155,6 +152,35 @@ def _run_fold(
     out.mkdir(parents=True, exist_ok=True)
     write_text_atomic(kept, json.dumps(found) + "\n")
     return found
+
+
+def _taught(
+    source: Path,
+    config: RewardTrainConfig,
+    training: Sequence[RewardTask],
+    clips: dict[str, Clip],
+    label: str,
+) -> CalibratedReward:
+    """The reward, or the ensemble of them, that these tasks teach."""
+    from reelhf.engine import seed_everything
+    from rewards.checkpoint import load_trainable, one_model
+    from rewards.ensemble import EnsembleReward, member_folder
+
+    members = []
+    for index in range(config.ensemble.models):
+        seeded = config.model_copy(update={"seed": config.seed + index})
+        seed_everything(seeded.seed)
+        folder = member_folder(source, index)
+        member = one_model(load_trainable(folder), folder)
+        if training:
+            member, _ = fit(member, list(training), clips, seeded, label=label)
+        members.append(member)
+    if len(members) == 1:
+        return members[0]
+    if training:
+        for member in members:
+            calibrate(member, training, clips)
+    return EnsembleReward(members)
 
 
 def _as_cross_stage(tasks: Sequence[RewardTask]) -> list[RewardTask]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_rewards import smooth_clip, tiny_models, write_tiny_preferences
 
 from reelhf.errors import UserError
@@ -110,6 +111,36 @@ def test_every_prompt_is_predicted_by_a_reward_that_never_saw_it_and_folds_are_k
     monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained again"))
     cross_validate(config, preferences, tmp_path / "backbones", tmp_path / "out")
     assert path.read_text() == before
+
+
+def test_an_ensemble_predicts_with_all_its_members(
+    preferences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tiny_models()["aesthetic"].save(tmp_path / "backbones" / "aesthetic")
+    taught, whole = [], []
+    fit, score = module.fit, module.score_clips
+
+    def remember(model: Any, tasks: Any, clips: Any, config: Any, **options: Any) -> Any:
+        taught.append((config.seed, len(tasks)))
+        return fit(model, tasks, clips, config, **options)
+
+    def compare(model: Any, clips: Any, wanted: Any) -> Any:
+        found = score(model, clips, wanted)
+        if hasattr(model, "members"):
+            each = [score(m, clips, wanted) for m in model.members]
+            for key, value in found.items():
+                z = [(s[key] - m.mean) / m.std for s, m in zip(each, model.members, strict=True)]
+                torch.testing.assert_close(value, torch.stack(z).mean(0))
+            whole.append(len(model.members))
+        return found
+
+    monkeypatch.setattr(module, "fit", remember)
+    monkeypatch.setattr(module, "score_clips", compare)
+    train = RewardTrainConfig(models=("aesthetic",), epochs=1, ensemble=2, seed=5)
+    config = CrossValidateConfig(leave=("prompt",), train=train)
+    cross_validate(config, preferences, tmp_path / "backbones", tmp_path / "out")
+    assert taught == [(5, 2), (6, 2)] * 3
+    assert whole == [2] * 3
 
 
 def test_a_missing_backbone_is_named(preferences: Path, tmp_path: Path):
