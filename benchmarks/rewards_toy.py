@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ from rewards.composite import MODEL_FOLDERS
 from rewards.data import Clip, load_clips, load_tasks
 from rewards.ensemble import EnsembleReward
 from rewards.evaluation.held_out import EVALUATION
-from rewards.evaluation.probes import probe_corruptions
+from rewards.degrade import DEGRADATIONS
+from rewards.evaluation.probes import UNSEEN, probe_corruptions
 from rewards.pretrain import PretrainConfig
 from rewards.train import RewardTrainConfig
 from rlhf.demo.provenance import commit, machine
@@ -164,6 +166,9 @@ def probe(config: JuryConfig, loop: LoopConfig, judged: Judged) -> dict[str, Any
             corruptions[dimension] = {
                 of: probe_corruptions(model, index, hurts(of)) for of in ("rendered", "judged")
             }
+            for of, found in corruptions[dimension].items():
+                for name, share in gold_lowered(dimension, hurts(of)).items():
+                    found[name]["gold_lowered"] = share
         if isinstance(model, EnsembleReward):
             spreads = {of: disagreement(model, clips) for of, clips in sets.items()}
             for index, dimension in enumerate(model.dimensions):
@@ -208,6 +213,21 @@ def clip_sets(count: int, loop: LoopConfig, judged: Judged) -> dict[str, list[tu
             lambda frames: torch.randint(256, frames.shape, generator=draw).byte()
         ),
     }
+
+
+def gold_lowered(dimension: str, clips: Sequence[tuple[Clip, str]]) -> dict[str, float]:
+    """Share of the clips of which gold itself, too, thinks less once they are spoiled: blurring a clip that is torn does it good."""
+    found = {}
+    for name, spoil in DEGRADATIONS[dimension].items():
+        fell = []
+        for clip, prompt in clips:
+            frames = clip.frames.float() / 255
+            spoiled = spoil(frames[None], torch.ones(1), torch.Generator().manual_seed(0))[0]
+            if (spoiled - frames).abs().amax() >= UNSEEN:
+                before, after = (measure(f, prompt, clip.fps)[dimension] for f in (frames, spoiled))
+                fell.append(after < before)
+        found[name] = fmean(fell)
+    return found
 
 
 def shall_move(prompt: str) -> bool:
@@ -276,9 +296,23 @@ def describe(results: Mapping[str, Any]) -> str:
         ],
     )
     lines += markdown(
-        ("dimension", "corruption", "of clips", "lowered", "rank correlation with severity"),
+        (
+            "dimension",
+            "corruption",
+            "of clips",
+            "lowered",
+            "gold lowered",
+            "rank correlation with severity",
+        ),
         [
-            (dimension, name, of, share(ladder["lowered"]), share(ladder["rank"]))
+            (
+                dimension,
+                name,
+                of,
+                share(ladder["lowered"]),
+                share(ladder["gold_lowered"]),
+                share(ladder["rank"]),
+            )
             for dimension, sets in results["corruptions"].items()
             for of, found in sets.items()
             for name, ladder in found.items()
