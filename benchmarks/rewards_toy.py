@@ -39,9 +39,9 @@ from reelhf.config import Config, load_config
 from rewards.checkpoint import load_reward
 from rewards.composite import MODEL_FOLDERS
 from rewards.data import Clip, load_clips, load_tasks
+from rewards.degrade import DEGRADATIONS
 from rewards.ensemble import EnsembleReward
 from rewards.evaluation.held_out import EVALUATION
-from rewards.degrade import DEGRADATIONS
 from rewards.evaluation.probes import UNSEEN, probe_corruptions
 from rewards.pretrain import PretrainConfig
 from rewards.train import RewardTrainConfig
