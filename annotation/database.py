@@ -270,18 +270,19 @@ def open_postgres(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Database:
 
 
 def _ping_when_idle(engine: Engine) -> None:
-    """After a restart of the server nobody meets a connection of the old one, nor pays a journey per transaction for that.
+    """After a restart of the server hardly anybody meets a connection of the old one, and no transaction pays a journey for that.
 
     SQLAlchemy's `pool_pre_ping` asks each time, a tenth of what a claim costs; here a connection that was used a moment ago is believed.
     """
 
+    @event.listens_for(engine, "connect")
     @event.listens_for(engine, "checkin")
-    def _checkin(_connection: Any, record: Any) -> None:
+    def _used(_connection: Any, record: Any) -> None:
         record.info["used"] = time.monotonic()
 
     @event.listens_for(engine, "checkout")
     def _checkout(connection: Any, record: Any, _proxy: Any) -> None:
-        if time.monotonic() - record.info.get("used", -BELIEVED_SECONDS) < BELIEVED_SECONDS:
+        if time.monotonic() - record.info["used"] < BELIEVED_SECONDS:
             return
         try:
             engine.dialect.do_ping(connection)

@@ -42,7 +42,7 @@ from rewards.data import Clip, load_clips, load_tasks
 from rewards.degrade import DEGRADATIONS
 from rewards.ensemble import EnsembleReward
 from rewards.evaluation.held_out import EVALUATION
-from rewards.evaluation.probes import UNSEEN, probe_corruptions
+from rewards.evaluation.probes import is_changed, probe_corruptions, spoiled_ladder
 from rewards.pretrain import PretrainConfig
 from rewards.train import RewardTrainConfig
 from rlhf.demo.provenance import commit, machine
@@ -167,8 +167,8 @@ def probe(config: JuryConfig, loop: LoopConfig, judged: Judged) -> dict[str, Any
                 of: probe_corruptions(model, index, hurts(of)) for of in ("rendered", "judged")
             }
             for of, found in corruptions[dimension].items():
-                for name, share in gold_lowered(dimension, hurts(of)).items():
-                    found[name]["gold_lowered"] = share
+                for corruption, share in gold_lowered(dimension, hurts(of)).items():
+                    found[corruption]["gold_lowered"] = share
         if isinstance(model, EnsembleReward):
             spreads = {of: disagreement(model, clips) for of, clips in sets.items()}
             for index, dimension in enumerate(model.dimensions):
@@ -215,18 +215,17 @@ def clip_sets(count: int, loop: LoopConfig, judged: Judged) -> dict[str, list[tu
     }
 
 
-def gold_lowered(dimension: str, clips: Sequence[tuple[Clip, str]]) -> dict[str, float]:
+def gold_lowered(dimension: str, clips: Sequence[tuple[Clip, str]]) -> dict[str, float | None]:
     """Share of the clips of which gold itself, too, thinks less once they are spoiled: blurring a clip that is torn does it good."""
     found = {}
-    for name, spoil in DEGRADATIONS[dimension].items():
+    for corruption, spoil in DEGRADATIONS.get(dimension, {}).items():
         fell = []
         for clip, prompt in clips:
-            frames = clip.frames.float() / 255
-            spoiled = spoil(frames[None], torch.ones(1), torch.Generator().manual_seed(0))[0]
-            if (spoiled - frames).abs().amax() >= UNSEEN:
-                before, after = (measure(f, prompt, clip.fps)[dimension] for f in (frames, spoiled))
-                fell.append(after < before)
-        found[name] = fmean(fell)
+            ladder = spoiled_ladder(clip, spoil)
+            if is_changed(ladder):
+                clean, worst = (measure(frames, prompt, clip.fps) for frames in ladder[[0, -1]])
+                fell.append(worst[dimension] < clean[dimension])
+        found[corruption] = fmean(fell) if fell else None
     return found
 
 

@@ -36,8 +36,9 @@ def content_hash(*objects: Any) -> str:
 
 
 def weight_hashes(folder: str | Path) -> dict[str, str]:
-    """sha256 of a model folder's weight files; its other files are written anew at each save and may differ in form."""
-    return {path.name: sha256_file(path) for path in sorted(Path(folder).rglob("*.safetensors"))}
+    """sha256 of a model folder's weight files by relative name; its other files are written anew at each save and may differ in form."""
+    files = sorted(Path(folder).rglob("*.safetensors"))
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
 
 
 def _canonical(item: Any) -> str:

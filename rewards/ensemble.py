@@ -7,7 +7,7 @@ Coste et al. 2310.02743.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +21,9 @@ from rewards.heads import mean_and_disagreement
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+STATISTICS = ("mean", "std", "low", "high", "temperature")
 
 
 class EnsembleReward(CalibratedReward):
@@ -65,39 +68,47 @@ class EnsembleReward(CalibratedReward):
         folder = Path(folder)
         for i, member in enumerate(self.members):
             member.save(part(folder, i))  # type: ignore[operator]
-        self.describe(folder)
+        statistics = {name: [bound(v) for v in getattr(self, name)] for name in STATISTICS}
+        join_members(folder, len(self.members), statistics=statistics, data_hash=self.data_hash)
         return folder
-
-    def describe(self, folder: Path) -> None:
-        """Write reward.json beside the members, which are saved already, and seal the folder."""
-        from reelhf.run import seal
-
-        described = {
-            "schema_version": REWARD_SCHEMA_VERSION,
-            "type": self.kind,
-            "dimensions": list(self.dimensions),
-            "members": len(self.members),
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
-            "low": [bound(value) for value in self.low],
-            "high": [bound(value) for value in self.high],
-            "temperature": self.temperature.tolist(),
-            "data_hash": self.data_hash,
-        }
-        (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")
-        seal(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         described = read_reward_json(folder)
         model = cls([load_trainable(part(folder, i)) for i in range(described["members"])])
-        for name in ("mean", "std", "low", "high", "temperature"):
-            kept = getattr(model, name)  # what is null stays as it was: unbounded
-            for index, value in enumerate(described[name]):
+        for name in STATISTICS:
+            kept = getattr(model, name)  # what is not said stays as it was: unbounded
+            for index, value in enumerate(described.get(name, [])):
                 if value is not None:
                     kept[index] = value
         model.data_hash = described["data_hash"]
         return model
+
+
+def join_members(
+    folder: Path,
+    count: int,
+    *,
+    statistics: Mapping[str, Sequence[float | None]] | None = None,
+    data_hash: str | None = None,
+) -> None:
+    """Make an ensemble of the members saved in a folder: reward.json beside them, sealed.
+
+    Args:
+        statistics: of the whole; None leaves it uncalibrated.
+    """
+    from reelhf.run import seal
+
+    described = {
+        "schema_version": REWARD_SCHEMA_VERSION,
+        "type": EnsembleReward.kind,
+        "dimensions": read_reward_json(part(folder, 0))["dimensions"],
+        "members": count,
+        **(statistics or {}),
+        "data_hash": data_hash,
+    }
+    (folder / "reward.json").write_text(json.dumps(described, indent=2) + "\n")
+    seal(folder)
 
 
 def part(folder: Path, index: int) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,9 +25,9 @@ from torch import Tensor
 
 from reelhf.errors import UserError
 from reelhf.graded import GradedClips
+from reelhf.run import MANIFEST
 from rewards.aesthetic import AestheticReward
-from rewards.checkpoint import load_trainable
-from rewards.ensemble import EnsembleReward, part
+from rewards.ensemble import join_members, part
 from rewards.foundational import FoundationalConfig, FoundationalReward
 from rewards.generative import GenerativeReward
 from rewards.module import RewardModule
@@ -68,27 +69,35 @@ def pretrain_backbones(
     key = content_hash(
         config, [[str(e.path), e.caption, e.start_frame] for e in entries], [*graded]
     )
-    folders = {name: backbone_folders(Path(out), name, config.ensemble) for name in PRETRAIN}
-    missing = {
-        f"{name} {index + 1}/{config.ensemble}" if config.ensemble > 1 else name: partial(
-            _pretrain_one, name, index, config, Path(clips), folder, tuple(graded), key
-        )
-        for name, members in folders.items()
-        for index, folder in enumerate(members)
-        if not _is_finished(folder, key)
-    }
-    if missing:
+    jobs = {}
+    for name in PRETRAIN:
+        members = backbone_folders(Path(out), name, config.ensemble)
+        waiting = [i for i, member in enumerate(members) if not _is_finished(member, key)]
+        if len(waiting) == len(members):
+            _clear(Path(out) / name)  # what another run made there
+        elif waiting:
+            (Path(out) / name / MANIFEST).unlink(missing_ok=True)  # not whole until all are done
+        for i in waiting:
+            label = f"{name} {i + 1}/{config.ensemble}" if config.ensemble > 1 else name
+            arguments = (name, i, config, Path(clips), members[i], tuple(graded), key)
+            jobs[label] = partial(_pretrain_one, *arguments)
+    if jobs:
         _windows(config, Path(clips))  # read once, for all: from then on they are in the cache
-    run_jobs(missing, at_once=config.side_by_side)
-    if config.ensemble > 1:
-        for name, members in folders.items():
-            EnsembleReward([load_trainable(m) for m in members]).describe(Path(out) / name)
+    run_jobs(jobs, at_once=config.side_by_side)
+    for name in PRETRAIN:
+        if config.ensemble > 1 and not (Path(out) / name / MANIFEST).is_file():
+            join_members(Path(out) / name, config.ensemble)
     return Path(out)
 
 
 def backbone_folders(out: Path, name: str, count: int) -> list[Path]:
     """Where the backbones of one model are saved: in out/name, or in one folder per member of it."""
     return [out / name] if count == 1 else [part(out / name, i) for i in range(count)]
+
+
+def _clear(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    _stamp(folder).unlink(missing_ok=True)
 
 
 def _stamp(folder: Path) -> Path:

@@ -28,7 +28,8 @@ ROUTERS = (  # what is asked most comes first: a request is held against them in
     webhook.router,
 )
 POSTGRES_THREADS = 12
-"""Requests of one process that are worked on at a time: more would only wait for one of the database's connections, and for the interpreter."""
+"""Requests of one process that are worked on at a time: of claims and submissions more would only wait for one of its eight connections, and for the
+interpreter. Not where clips may first have to come from object storage, which holds a thread for long."""
 OWN_PATHS = frozenset(
     route.path_regex for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)
 )
@@ -45,7 +46,7 @@ def create_app(store: Store, config: AnnotateConfig | None = None, *, page: bool
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if not store.database.is_sqlite:
+        if not store.database.is_sqlite and store.files.remote is None:
             current_default_thread_limiter().total_tokens = POSTGRES_THREADS
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from annotation.pages import STATIC
 from annotation.refusals import NotFound
 from annotation.store import Store
 
-READ_AT_ONCE = 2 * 1024 * 1024
-"""Bytes of a clip that are read in the thread that looked it up: handing each piece from thread to thread costs more than reading it."""
+READ_AT_ONCE = 512 * 1024
+"""Bytes of a clip that are read in the thread that looked it up: handing each piece from thread to thread costs more than reading it. So much may wait in
+memory for a slow browser; larger answers are read as they leave."""
 ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 STATIC_KINDS = {".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
 
@@ -79,20 +81,27 @@ def pushed_key(store: Store, uid: str, position: int) -> str:
         return str(connection.execute(query).scalar_one())
 
 
-def send_file(site: Site, request: Request, key: str, **headers: str) -> Response:
-    """A stored file, whole or the range that was asked for.
+class UnmarkedFile(FileResponse):
+    """A file without `Last-Modified` and `ETag`: when a copy was made, and which file it is, would tell clips apart."""
 
-    When a copy was made and which file it is, as `Last-Modified` and `ETag` say, would tell clips apart: they are not sent.
-    """
+    def set_stat_headers(self, stat_result: os.stat_result) -> None:
+        self.headers.setdefault("content-length", str(stat_result.st_size))
+
+    def _should_use_range(self, http_if_range: str) -> bool:
+        return False
+
+
+def send_file(site: Site, request: Request, key: str, **headers: str) -> Response:
+    """A stored file, whole or the range that was asked for; whole for `If-Range`, since there is no mark of ours that it could name."""
     kind = "image/png" if key.endswith(".png") else "video/mp4"
     headers = {"Cache-Control": "private, max-age=3600", "Content-Disposition": "inline", **headers}
     try:
         path = site.store.files.local(key)
         stat = path.stat()
-        asked = request.headers.get("range")
+        asked = None if "if-range" in request.headers else request.headers.get("range")
         span = range(stat.st_size) if asked is None else one_range(asked, stat.st_size)
-        if span is None or len(span) > READ_AT_ONCE or "if-range" in request.headers:
-            response: Response = FileResponse(path, media_type=kind, stat_result=stat)
+        if span is None or len(span) > READ_AT_ONCE:
+            response: Response = UnmarkedFile(path, media_type=kind, stat_result=stat)
         else:
             response = Response(_read(path, span), media_type=kind)
             response.headers["Accept-Ranges"] = "bytes"
@@ -102,8 +111,6 @@ def send_file(site: Site, request: Request, key: str, **headers: str) -> Respons
     except (FileNotFoundError, ValueError) as error:
         detail = "the file of this clip is gone; tell whoever runs the server"
         raise HTTPException(404, detail) from error
-    for name in ("last-modified", "etag"):
-        del response.headers[name]
     response.headers.update(headers)
     return response
 

@@ -114,7 +114,9 @@ def _run_fold(
     from reelhf.run import write_text_atomic
 
     data, clips, sharpness = _clips(preferences)
-    key = content_hash(name, config, data.manifest["files"], weight_hashes(backbones / name), leave, left_out)  # fmt: skip
+    weights = weight_hashes(backbones / name)
+    members = config.ensemble.models
+    key = content_hash(name, config, members, data.manifest["files"], weights, leave, left_out)
     kept = out / f"{key[:24]}.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
@@ -173,7 +175,8 @@ def _taught(
         folder = member_folder(source, index)
         member = one_model(load_trainable(folder), folder)
         if training:
-            member, _ = fit(member, list(training), clips, seeded, label=label)
+            which = label if config.ensemble.models == 1 else f"{label}, {index + 1}"
+            member, _ = fit(member, list(training), clips, seeded, label=which)
         members.append(member)
     if len(members) == 1:
         return members[0]

@@ -238,9 +238,9 @@ def _probes(details: Mapping[str, Any]) -> str:
     for name, found in details.items():
         series = []
         for number, (corruption, row) in enumerate(found["probes"].items()):
-            status = "pass" if (row["lowered"] or 0.0) >= PROBE_TARGET else "fail"
+            badge = "" if row["lowered"] is None else _badge(row["lowered"] >= PROBE_TARGET)
             body.append(
-                f"<tr><td>{escape(words(name))}</td><td>{escape(corruption)}</td><td class='n'>{_share(row['lowered'])} <span class='status {status}'>{status}</span></td>"
+                f"<tr><td>{escape(words(name))}</td><td>{escape(corruption)}</td><td class='n'>{_share(row['lowered'])} {badge}</td>"
                 f"<td class='n'>{_share(row['monotone'])}</td><td class='n'>{_signed(row['rank'])}</td><td class='n'>{row['clips']}</td></tr>"
             )
             if row["drop"]:
@@ -253,10 +253,15 @@ def _probes(details: Mapping[str, Any]) -> str:
         return ""
     return (
         "<section id='probes'><h2>Does spoiling a clip cost it?</h2><p>The same clips, spoiled in named ways and more and more: change of the score in units of its "
-        f"spread. Lowered: the share of clips that score less at the highest severity than clean; at least {PROBE_TARGET:.0%} should. Monotone: no step up in severity raises "
+        f"spread. Lowered: the share of the clips it changes that score less at the highest severity than clean; at least {PROBE_TARGET:.0%} should. Monotone: no step up in severity raises "
         f"the score.</p><div class='charts'>{''.join(charts)}</div><table><thead><tr><th>Dimension</th><th>corruption</th><th class='n'>lowered</th><th class='n'>monotone</th>"
         f"<th class='n'>rank with severity</th><th class='n'>clips</th></tr></thead><tbody>{''.join(body)}</tbody></table></section>"
     )
+
+
+def _badge(passed: bool) -> str:
+    status = "pass" if passed else "fail"
+    return f"<span class='status {status}'>{status}</span>"
 
 
 def _slots(slots: Mapping[str, Any]) -> str:

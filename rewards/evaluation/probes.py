@@ -15,8 +15,8 @@ from rewards.evaluation.metrics import spearman
 SEVERITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_FRAMES = 32
 """Longer clips are probed on this many frames from their middle."""
-UNSEEN = 1 / 255
-"""The largest change of a pixel that is none: less than one step of eight bits."""
+LEAST_CHANGE = 0.5 / 255
+"""Of a pixel: what is less is none, in eight bits."""
 
 
 def describe_ladder(scores: Tensor, std: float) -> dict[str, Any]:
@@ -65,24 +65,33 @@ def probe_corruptions(
     }
 
 
+def spoiled_ladder(clip: Clip, spoil: Degradation, *, seed: int = 0) -> Tensor:
+    """The middle of a clip at every severity, [S, 3, F, H, W]."""
+    first = max(0, (clip.frames.shape[1] - MOST_FRAMES) // 2)
+    frames = clip.frames[None, :, first : first + MOST_FRAMES].float() / 255
+    return torch.cat(
+        [
+            spoil(frames, torch.tensor([severity]), torch.Generator().manual_seed(seed))
+            for severity in SEVERITIES
+        ]
+    )
+
+
+def is_changed(ladder: Tensor) -> bool:
+    """Whether the highest severity changes anything that can be seen."""
+    return bool((ladder[-1] - ladder[0]).abs().amax() >= LEAST_CHANGE)
+
+
 def _ladder(
     model: Any, index: int, clip: Clip, prompt: str, spoil: Degradation, seed: int
 ) -> Tensor:
     """Scores [S] of one clip at every severity; NaN where the corruption has nothing to change, as freezing what stands still."""
-    first = max(0, (clip.frames.shape[1] - MOST_FRAMES) // 2)
-    frames = clip.frames[:, first : first + MOST_FRAMES].float() / 255
-    device = next(model.parameters()).device
-    ladder = torch.cat(
-        [
-            spoil(frames[None], torch.tensor([severity]), torch.Generator().manual_seed(seed))
-            for severity in SEVERITIES
-        ]
-    )
-    if (ladder[-1] - ladder[0]).abs().amax() < UNSEEN:
+    ladder = spoiled_ladder(clip, spoil, seed=seed)
+    if not is_changed(ladder):
         return torch.full((len(SEVERITIES),), float("nan"))
     scores = model.score(
-        ladder.to(device),
-        selection=model.select(frames.shape[1], clip.fps, None),
+        ladder.to(next(model.parameters()).device),
+        selection=model.select(ladder.shape[2], clip.fps, None),
         fps=clip.fps,
         prompts=[prompt] * len(SEVERITIES),
     )

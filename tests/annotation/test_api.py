@@ -321,6 +321,9 @@ def test_every_range_is_answered_as_starlette_answers_it(served, tmp_path, monke
                 if ours.status_code < 400:
                     assert ours.headers["accept-ranges"] == "bytes"
                     assert not {"etag", "last-modified"} & {name.lower() for name in ours.headers}
+            unless = {"Range": "bytes=2-3", "If-Range": '"a mark that we never gave"'}
+            whole = http.get(link, headers=unless)
+            assert (whole.status_code, whole.content) == (200, (tmp_path / "clip").read_bytes())
 
 
 def test_paths_lead_nowhere(served):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import sqlalchemy as sa
 from PIL import Image
@@ -236,6 +238,26 @@ def test_a_submission_whose_answer_got_lost_is_stored_once(browser, moving_proje
         assert len(sent) == 2
         assert sent[0] == sent[1]
         assert store.counts()["judgments"] == 1
+
+
+def test_a_busy_server_is_asked_again_when_it_said(browser, moving_project):
+    with Store.open(moving_project) as store, running_server(create_app(store, UNWATCHED)) as url:
+        page, _, _ = sign_in(browser, url)
+        asked = []
+
+        def busy_at_first(route: playwright.Route) -> None:
+            asked.append(time.monotonic())
+            if len(asked) == 1:
+                body, headers = '{"detail": "busy"}', {"Retry-After": "3"}
+                route.fulfill(status=503, body=body, headers=headers)
+            else:
+                route.continue_()
+
+        page.route("**/api/submit", busy_at_first)
+        press(page, "t", "t", "t", "t", "Enter")
+        wait_for_text(page, "#status", "Saved as #1")
+        assert len(asked) == 2
+        assert asked[1] - asked[0] >= 2.9  # by itself it would have tried after one second
 
 
 def test_the_last_answer_can_be_taken_back_by_key(browser, moving_project):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
-from annotation import schema
+from annotation import database, schema
 from annotation.api.app import create_app
 from annotation.api.server import running_server
 from annotation.client import AnnotationClient
@@ -269,10 +270,43 @@ def test_the_page_keeps_an_answer_while_the_database_is_away_and_sends_it_by_its
 
 
 @pytest.mark.postgres
+def test_hardly_anybody_meets_a_connection_that_was_cut(postgres, monkeypatch):
+    import psycopg
+
+    url, pings = postgres.new_database(), []
+    with closing(open_postgres(url)) as opened:
+        dialect = opened.engine.dialect
+        ping = dialect.do_ping
+        monkeypatch.setattr(dialect, "do_ping", lambda raw: pings.append(raw) or ping(raw))
+
+        def cut() -> None:
+            with psycopg.connect(url, autocommit=True) as other:
+                other.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity "
+                    "where datname = current_database() and pid <> pg_backend_pid()"
+                )
+
+        def ask() -> int:
+            with opened.write() as connection:
+                return connection.exec_driver_sql("select 1").scalar_one()
+
+        assert ask() == ask() == 1
+        assert not pings, "a connection used a moment ago is believed"
+        cut()
+        with pytest.raises(sa.exc.OperationalError):
+            ask()
+        assert ask() == 1
+        cut()
+        monkeypatch.setattr(database, "BELIEVED_SECONDS", 0.0)
+        assert ask() == 1, "one that was idle is asked, and the dead one replaced unseen"
+        assert pings
+
+
+@pytest.mark.postgres
 def test_a_database_server_that_vanished_is_given_up_within_seconds(postgres):
     """What the kernel is told; a cable cannot be cut in a test."""
-    with closing(open_postgres(postgres.url())) as database:
-        for engine in (database.engine, database.read_engine):
+    with closing(open_postgres(postgres.url())) as opened:
+        for engine in (opened.engine, opened.read_engine):
             with engine.connect() as connection:
                 told = connection.connection.driver_connection.info.get_parameters()
             assert int(told["connect_timeout"]) * 1000 == int(told["tcp_user_timeout"]) <= 10_000

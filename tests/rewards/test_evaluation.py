@@ -19,7 +19,7 @@ from rewards.data import Clip, RewardTask, Vote, load_tasks
 from rewards.evaluation.baselines import majority_verdict
 from rewards.evaluation.details import describe_ties
 from rewards.evaluation.held_out import Subject, evaluate_rewards, position_flips
-from rewards.evaluation.page import not_better, render, write_page
+from rewards.evaluation.page import _probes, not_better, render, write_page
 from rewards.evaluation.pairs import verdict_pairs
 from rewards.evaluation.people import people_agreement, rank_correlation, win_balance
 from rewards.evaluation.probes import SEVERITIES, describe_ladder, probe_corruptions
@@ -79,6 +79,19 @@ def test_the_page_tells_what_the_numbers_do_not_show(evaluated: tuple[Path, dict
     assert "src='http" not in page
     assert "None" not in page
     assert ">nan" not in page
+
+
+def test_a_corruption_that_had_nothing_to_change_has_neither_passed_nor_failed():
+    rows = {
+        "freeze": {"lowered": None, "monotone": None, "rank": None, "drop": None, "clips": 0},
+        "jitter": {"lowered": 1.0, "monotone": 1.0, "rank": -1.0, "drop": None, "clips": 3},
+        "drift": {"lowered": 0.0, "monotone": 0.0, "rank": 1.0, "drop": None, "clips": 3},
+    }
+    table = _probes({"motion_quality": {"probes": rows}})
+    frozen, jittered, drifted = table.split("<tr>")[2:]
+    assert "status" not in frozen
+    assert "status pass" in jittered
+    assert "status fail" in drifted
 
 
 def test_a_page_of_a_quick_evaluation_has_no_empty_sections(evaluated: tuple[Path, dict[str, Any]]):

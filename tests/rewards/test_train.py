@@ -423,6 +423,17 @@ def test_members_begin_from_backbones_of_their_own(backbones, two_dimensions, tm
     again = load_reward(out / "motion" / "member_1").state_dict()
     assert all(torch.equal(again[name], second[name]) for name in again)
 
+    train = out / "motion" / "member_0" / "model.safetensors"
+    damaged = train.read_bytes()[:-1] + b"?"
+    train.write_bytes(damaged)
+    pretrain_backbones(config, backbones.parent, out)
+    with pytest.raises(UserError, match=r"member_0/model\.safetensors"):
+        load_reward(out / "motion")  # it was not sealed again
+    pretrain_backbones(tiny_pretrain_config(), backbones.parent, out)  # one of each after all
+    assert torch.equal(load_reward(out / "motion").state_dict()["mean"], alone["mean"])
+    assert not list((out / "motion").glob("member_*"))
+    pretrain_backbones(config, backbones.parent, out)
+
     frozen = RewardTrainConfig(models=("motion",), ensemble=2, epochs=0.1, backbone_lr=0)
     taught = load_reward(
         train_rewards(frozen, two_dimensions, out, tmp_path / "rewards") / "motion"
