@@ -251,8 +251,7 @@ def open_postgres(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Database:
     writer.dialect.use_insertmanyvalues_wo_returning = True  # several rows are one statement
     # A report may take long; it holds no lock that a writer needs.
     reader = engine("-c default_transaction_read_only=on", isolation_level="REPEATABLE READ")
-    for one in (writer, reader):
-        _ping_when_idle(one)
+    _ping_when_idle(writer, reader)
     database = Database(
         writer,
         reader,
@@ -269,25 +268,35 @@ def open_postgres(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Database:
     return database
 
 
-def _ping_when_idle(engine: Engine) -> None:
+def _ping_when_idle(*engines: Engine) -> None:
     """After a restart of the server hardly anybody meets a connection of the old one, and no transaction pays a journey for that.
 
-    SQLAlchemy's `pool_pre_ping` asks each time, a tenth of what a claim costs; here a connection that was used a moment ago is believed.
+    SQLAlchemy's `pool_pre_ping` asks each time, a tenth of what a claim costs; here a connection that was used a moment ago is believed, unless
+    another of the same database was found dead since.
     """
+    found_dead = [float("-inf")]
 
-    @event.listens_for(engine, "connect")
-    @event.listens_for(engine, "checkin")
-    def _used(_connection: Any, record: Any) -> None:
+    def used(_connection: Any, record: Any) -> None:
         record.info["used"] = time.monotonic()
 
-    @event.listens_for(engine, "checkout")
-    def _checkout(connection: Any, record: Any, _proxy: Any) -> None:
-        if time.monotonic() - record.info["used"] < BELIEVED_SECONDS:
+    def failed(context: Any) -> None:
+        if context.is_disconnect:
+            found_dead[0] = time.monotonic()
+
+    def checkout(engine: Engine, connection: Any, record: Any) -> None:
+        last = record.info["used"]
+        if last > found_dead[0] and time.monotonic() - last < BELIEVED_SECONDS:
             return
         try:
             engine.dialect.do_ping(connection)
         except engine.dialect.loaded_dbapi.Error as error:
             raise sa.exc.InvalidatePoolError from error  # makes the pool connect anew, for all
+
+    for engine in engines:
+        for moment in ("connect", "checkin"):
+            event.listen(engine, moment, used)
+        event.listen(engine, "handle_error", failed)
+        event.listen(engine, "checkout", lambda c, record, _, e=engine: checkout(e, c, record))
 
 
 def parse_postgres_url(url: str) -> sa.URL:

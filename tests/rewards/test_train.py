@@ -415,7 +415,7 @@ def test_members_begin_from_backbones_of_their_own(backbones, two_dimensions, tm
     assert all(torch.equal(first[name], alone[name]) for name in alone)
     assert any(not torch.allclose(first[name], second[name]) for name in alone)
     load_reward(out / "motion")  # a sealed ensemble, its range not yet known
-    assert json.loads((out / "motion" / "reward.json").read_text())["low"] == [None]
+    assert "low" not in json.loads((out / "motion" / "reward.json").read_text())
     (out / "motion" / "member_1.sha256").unlink()  # as if it had been killed in it
     kept = (out / "motion" / "member_0" / "model.safetensors").stat().st_mtime_ns
     pretrain_backbones(config, backbones.parent, out)
