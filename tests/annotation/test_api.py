@@ -278,6 +278,20 @@ def test_on_postgresql_no_more_requests_are_worked_on_than_it_has_connections_fo
     assert anyio.run(limit) == (40 if store.database.is_sqlite else POSTGRES_THREADS)
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_clips_that_come_from_object_storage_leave_threads_for_the_rest(new_project):
+    store = new_project(tasks=1)
+    store.files.remote = "memory://clips"
+    app = create_app(store, page=False)
+
+    async def limit() -> float:
+        async with app.router.lifespan_context(app):
+            return current_default_thread_limiter().total_tokens
+
+    assert anyio.run(limit) > POSTGRES_THREADS
+
+
 # --- media ---
 
 

@@ -290,12 +290,18 @@ def test_hardly_anybody_meets_a_connection_that_was_cut(postgres, monkeypatch):
             with opened.write() as connection:
                 return connection.exec_driver_sql("select 1").scalar_one()
 
-        assert ask() == ask() == 1
+        def look() -> int:
+            with opened.read() as connection:
+                return connection.exec_driver_sql("select 1").scalar_one()
+
+        monkeypatch.setattr(database, "BELIEVED_SECONDS", 600.0)
+        assert ask() == ask() == look() == 1
         assert not pings, "a connection used a moment ago is believed"
         cut()
         with pytest.raises(sa.exc.OperationalError):
             ask()
         assert ask() == 1
+        assert look() == 1, "since one was found dead, the others are not believed"
         cut()
         monkeypatch.setattr(database, "BELIEVED_SECONDS", 0.0)
         assert ask() == 1, "one that was idle is asked, and the dead one replaced unseen"

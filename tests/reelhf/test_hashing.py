@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from reelhf.config import Config
-from reelhf.hashing import content_hash, sha256_file
+from reelhf.hashing import content_hash, sha256_file, weight_hashes
 
 
 class One(Config):
@@ -53,3 +53,14 @@ def test_paths_count_by_content(tmp_path):
 def test_what_has_no_content_is_refused():
     with pytest.raises(TypeError, match="object"):
         content_hash(object())
+
+
+def test_every_weight_file_counts_under_its_own_folder(tmp_path):
+    for member in ("member_0", "member_1"):
+        (tmp_path / member).mkdir()
+        (tmp_path / member / "model.safetensors").write_bytes(member.encode())
+    (tmp_path / "member_0" / "reward.json").write_text("{}")
+    before = weight_hashes(tmp_path)
+    assert set(before) == {f"member_{i}/model.safetensors" for i in range(2)}
+    (tmp_path / "member_0" / "model.safetensors").write_bytes(b"other")
+    assert weight_hashes(tmp_path) != before
