@@ -274,22 +274,25 @@ def _ping_when_idle(*engines: Engine) -> None:
     SQLAlchemy's `pool_pre_ping` asks each time, a tenth of what a claim costs; here a connection that was used a moment ago is believed, unless
     another of the same database was found dead since.
     """
-    found_dead = [float("-inf")]
+    found_dead = float("-inf")
 
     def used(_connection: Any, record: Any) -> None:
         record.info["used"] = time.monotonic()
 
     def failed(context: Any) -> None:
+        nonlocal found_dead
         if context.is_disconnect:
-            found_dead[0] = time.monotonic()
+            found_dead = time.monotonic()
 
     def checkout(engine: Engine, connection: Any, record: Any) -> None:
+        nonlocal found_dead
         last = record.info["used"]
-        if last > found_dead[0] and time.monotonic() - last < BELIEVED_SECONDS:
+        if last > found_dead and time.monotonic() - last < BELIEVED_SECONDS:
             return
         try:
             engine.dialect.do_ping(connection)
         except engine.dialect.loaded_dbapi.Error as error:
+            found_dead = time.monotonic()
             raise sa.exc.InvalidatePoolError from error  # makes the pool connect anew, for all
 
     for engine in engines:
