@@ -174,7 +174,7 @@ def test_a_database_that_goes_away_under_a_team_costs_no_judgment_and_no_restart
         assert "nothing was stored, try again" in answer.said
         assert int(answer.retry_after) > 0
         assert "postgres" not in answer.said
-    during = [a for p in team for a in p.answers if down < a.began + a.seconds < up]
+    during = [a for p in team for a in p.answers if down < a.began and a.began + a.seconds < up]
     assert {a.status for a in during} == {503}, "no judgment can be confirmed meanwhile"
     assert max(a.seconds for p in team for a in p.answers) < SLOWEST
     assert "Traceback" not in said.read_text()
