@@ -131,7 +131,7 @@ def _pretrain_one(
     if model.settings.backbone is None:
         frames, sets = windows.frames, [load_graded(folder, config) for folder in graded]
         if name != "aesthetic":  # which alone looks at every pixel
-            area = config.foundational.area
+            area = model.settings.area
             frames = shrink_windows(frames, area)
             sets = [replace(s, frames=shrink_versions(s.frames, area)) for s in sets]
         if isinstance(model, GenerativeReward):
