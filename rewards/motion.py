@@ -1,8 +1,8 @@
 """The motion reward: a V-JEPA 2 video encoder, an attentive probe over time, and the words its motion calls for.
 
 The question put to people is "which moves more naturally and as the prompt asks". Natural: the probe pools each tubelet
-time by itself and reads level, velocity, speed and unrest of what it finds there. As the prompt asks: the same features predict
-words (`rewards.words`), and the prompt is held against them. Odd clips are padded to whole tubelets, otherwise V-JEPA 2
+time by itself and reads level, velocity, speed and unrest of what it finds there and where. As the prompt asks: the same features predict
+words (`rewards.words`), and the prompt is held against them and against the paths. Odd clips are padded to whole tubelets, otherwise V-JEPA 2
 drops the last frame silently. Source: V-JEPA 2, 2506.09985, attentive probe of sec. 4; the reading over time is ours.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt, field_validator
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from rewards.heads import every_head, own_readouts
 from rewards.module import RewardModule
 from rewards.preprocess import fixed_rate_frames, pad_frames
 from rewards.recipes import PixelRecipe
+from rewards.temporal import PromptAim, TemporalProbe
 from rewards.words import WordHead
 
 if TYPE_CHECKING:
@@ -74,91 +74,6 @@ class MotionConfig(Config):
         return value
 
 
-class TemporalProbe(nn.Module):
-    """Queries attend within each tubelet time; what they find is read as level, velocity, speed and unrest over time.
-
-    RoPE leaves no absolute place in the encoder's states, and a path is places over times: so the place of each patch
-    is added before pooling. Velocity is change per second, not per clip: the same frames shown twice as fast move twice as fast.
-    Speed is its size, whichever way: "slowly" is linear in it and not in the velocity.
-    """
-
-    FREQUENCIES = (0.5, 1.0, 2.0)
-
-    def __init__(self, hidden_size: int, num_queries: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = nn.LayerNorm(hidden_size)
-        self.queries = nn.Parameter(torch.randn(num_queries, hidden_size) * 0.5)
-        self.place = nn.Linear(2 * (1 + 2 * len(self.FREQUENCIES)), hidden_size)
-        self.mix = nn.Sequential(
-            nn.Linear(hidden_size, 2 * hidden_size),
-            nn.GELU(),
-            nn.Linear(2 * hidden_size, hidden_size),
-        )
-        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
-        self.features = 4 * num_queries * hidden_size
-
-    def places(self, rows: int, columns: int, device: torch.device) -> Tensor:
-        """Coordinates in [-1, 1] and their sines and cosines, [rows * columns, 2 + 4 * frequencies]."""
-        axes = [(torch.arange(n, device=device) + 0.5) / n * 2 - 1 for n in (rows, columns)]
-        grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
-        waves = [f(torch.pi * k * grid) for k in self.FREQUENCIES for f in (torch.sin, torch.cos)]
-        return torch.cat([grid, *waves], dim=1)
-
-    def forward(self, tokens: Tensor, grid: tuple[int, int, int], interval: Tensor) -> Tensor:
-        """Tokens [B, T * h * w, H] on a grid (T, h, w), `interval` [B] seconds between times -> features [B, 4 * Q * H]."""
-        times, rows, columns = grid
-        batch = len(tokens)
-        tokens = self.norm(tokens).view(batch * times, rows * columns, -1)
-        place = self.places(rows, columns, tokens.device).to(tokens.dtype)
-        tokens = self.mix(tokens + self.place(place))
-
-        def split(x: Tensor) -> Tensor:  # [N, L, H] -> [N, heads, L, H / heads]
-            return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-        key, value = self.key_value(tokens).chunk(2, dim=-1)
-        queries = self.queries.expand(batch * times, -1, -1)
-        found = F.scaled_dot_product_attention(split(queries), split(key), split(value))
-        found = found.transpose(1, 2).reshape(batch, times, -1)  # [B, T, Q * H]
-        velocity = found.new_zeros(found.shape[0], found.shape[2])
-        if times > 1:
-            step = torch.arange(times, device=tokens.device) - (times - 1) / 2
-            slope = (found * step[:, None]).sum(1) / step.square().sum()  # least squares, per time
-            velocity = slope / interval[:, None]
-        speed = (velocity.square() + 1e-6).sqrt()
-        unrest = found.new_zeros(found.shape[0], found.shape[2])
-        if times > 2:
-            bend = found[:, 2:] - 2 * found[:, 1:-1] + found[:, :-2]
-            unrest = (bend.square() + 1e-6).sqrt().mean(1)
-        return torch.cat([found.mean(1), velocity, speed, unrest], dim=1)
-
-
-class PromptAim(nn.Module):
-    """How far a clip's motion is from what the prompt asks: both become points in one small space.
-
-    Words alone are one-sided: nothing is ever too fast for "quickly". Near a point there is too little and too much.
-    """
-
-    def __init__(self, features: int, vocab_size: int, hidden_size: int, size: int = 16) -> None:
-        super().__init__()
-        self.shown = nn.Sequential(
-            nn.LayerNorm(features),
-            nn.Linear(features, hidden_size),
-            nn.GELU(),
-            nn.Linear(hidden_size, size),
-        )
-        self.asked = nn.Sequential(
-            nn.Linear(vocab_size, hidden_size),
-            nn.GELU(),
-            nn.Linear(hidden_size, size),
-        )
-
-    def forward(self, features: Tensor, words: Tensor) -> Tensor:
-        """Features [B, H] and weighted words of the prompt [B, V] -> squared distance [B, 1]."""
-        gap = self.shown(features) - self.asked(F.normalize(words, dim=1) * words.shape[1] ** 0.25)
-        return gap.square().mean(1, keepdim=True)
-
-
 class MotionReward(RewardModule):
     """V-JEPA 2 or VideoMAE encoder, a probe over time and the prompt's words: motion_quality."""
 
@@ -195,17 +110,17 @@ class MotionReward(RewardModule):
             self.add_module(name, part)
 
     def new_readouts(self) -> dict[str, nn.Module]:
-        hidden, features = self.backbone.config.hidden_size, self.probe.features
+        hidden, course = self.backbone.config.hidden_size, self.probe.course
         out: dict[str, nn.Module] = {
-            "head": nn.Sequential(nn.LayerNorm(features), nn.Linear(features, hidden), nn.GELU()),
-            "aim": PromptAim(features, len(self.tokenizer), hidden),
+            "head": nn.Sequential(nn.Linear(course, hidden), nn.GELU()),
+            "aim": PromptAim(course, len(self.tokenizer), hidden),
         }
         read = nn.Linear(hidden + 5, len(self.dimensions))
         nn.init.normal_(read.weight[:, :hidden], std=0.02)
         nn.init.constant_(read.weight[:, hidden:], 0.25)  # begins as agreement with the prompt
         out["read"] = read
         if self.settings.uncertainty:
-            out["spread"] = self.spread_head(features)
+            out["spread"] = self.spread_head(course)
         return out
 
     def select(
@@ -217,7 +132,7 @@ class MotionReward(RewardModule):
         return FrameSelection(fixed_rate_frames(num_frames, fps, rate=rate, generator=generator))
 
     def features(self, frames: Tensor, fps: Tensor) -> Tensor:
-        """The probe's features [B, 4 * Q * H] of frames [B, 3, F, H, W] in [0, 1] shown at `fps` [B]."""
+        """The probe's features [B, 4 * Q * H + course] of frames [B, 3, F, H, W] in [0, 1] shown at `fps` [B]."""
         pixels = self.pixels(frames)
         tokens = self.family.tokens(self.backbone, pixels)
         config = self.backbone.config
@@ -251,8 +166,9 @@ class MotionReward(RewardModule):
         """Raw logits [B, D] of one head."""
         bag = self.words.bag(prompts) * self.words.idf
         match = self.words.match(words, prompts, head["words.weight"])
-        agreement = [match, -head["aim"](features, bag)]
-        values = head["read"](torch.cat([head["head"](features), *agreement], dim=1))
+        course = features[:, -self.probe.course :]
+        agreement = [match, -head["aim"](course, bag)]
+        values = head["read"](torch.cat([head["head"](course), *agreement], dim=1))
         if self.settings.uncertainty:
-            values = torch.cat([values, head["spread"](features)], dim=1)
+            values = torch.cat([values, head["spread"](course)], dim=1)
         return values

@@ -24,7 +24,7 @@ from rewards.data import Clip, RewardTask, Vote, group_by_shape, load_tasks
 from rewards.degrade import DEGRADATIONS, degrade
 from rewards.evaluation.held_out import evaluate_rewards, format_report
 from rewards.evaluation.slots import chi_square_uniform, slot_test
-from rewards.motion import MotionReward, PromptAim, TemporalProbe
+from rewards.motion import MotionReward
 from rewards.pretrain import PRETRAIN, build_models, pretrain_backbones
 from rewards.pretraining.motion import MOST_OCTAVES, WRONG_MOTION, WRONG_SPEED, worse_motion
 from rewards.pretraining.pairs import swapped_captions
@@ -284,26 +284,6 @@ def test_a_model_may_have_settings_of_its_own():
         RewardTrainConfig(own={"motion": {"epochs": 0}})
 
 
-def test_the_same_pictures_shown_faster_move_faster():
-    """Velocity is per second: twice the frame rate is twice the speed, and nothing else of what the probe reads changes."""
-    torch.manual_seed(0)
-    probe = TemporalProbe(16, num_queries=2, num_heads=2)
-    tokens, grid = torch.randn(2, 5 * 4 * 4, 16), (5, 4, 4)
-    slow, fast = (
-        probe(tokens, grid, torch.full((2,), interval)).chunk(4, dim=1)
-        for interval in (0.25, 0.125)
-    )
-    for name, before, after in zip(
-        ("level", "velocity", "speed", "unrest"), slow, fast, strict=True
-    ):
-        gain = 2.0 if name in ("velocity", "speed") else 1.0
-        torch.testing.assert_close(after, gain * before, msg=name, rtol=1e-3, atol=1e-3)
-    assert (slow[2] >= 0).all()
-    # a still clip has no velocity, whatever its rate
-    still = tokens[:, :16].repeat(1, 5, 1)
-    assert probe(still, grid, torch.full((2,), 0.25)).chunk(4, dim=1)[1].abs().max() < 1e-5
-
-
 def test_worse_motion_is_two_sided_and_leaves_the_better_clip_alone():
     frames = torch.stack([smooth_clip(i, 9, 32) for i in range(256)])
     better, worse, margin, rate = worse_motion(frames, torch.Generator().manual_seed(0))
@@ -339,15 +319,6 @@ def test_the_probe_is_shown_clips_at_the_rate_that_makes_them_wrong(monkeypatch)
     assert (better == config.fps).all()
     assert (worse > config.fps).any()
     assert (worse < config.fps).any()
-
-
-def test_the_aim_is_the_mean_squared_distance_of_two_points():
-    aim = PromptAim(features=6, vocab_size=5, hidden_size=4, size=3)
-    features, words = torch.randn(2, 6), torch.rand(2, 5)
-    shown = aim.shown(features)
-    asked = aim.asked(words / words.norm(dim=1, keepdim=True) * 5**0.25)
-    by_hand = [sum((shown[i, k] - asked[i, k]) ** 2 for k in range(3)) / 3 for i in range(2)]
-    torch.testing.assert_close(aim(features, words), torch.stack(by_hand)[:, None])
 
 
 def test_each_model_is_trained_with_its_own_settings(
