@@ -52,16 +52,20 @@ class TemporalProbe(nn.Module):
         place = self.places(rows, columns, tokens.device).to(tokens.dtype)
         tokens = self.mix(tokens + self.place(place))
 
-        def split(x: Tensor) -> Tensor:  # [N, L, H] -> [N, heads, L, H / heads]
+        def split(
+            x: Tensor,
+        ) -> Tensor:  # [N, L, H] -> [N, heads, L, H / heads], never less than float32
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-        key, value = self.key_value(tokens).chunk(2, dim=-1)
-        queries = self.queries.expand(batch * times, -1, -1)
-        logits = split(queries) @ split(key).mT / math.sqrt(key.shape[-1] // self.num_heads)
-        attention = logits.softmax(dim=-1)  # [B * T, heads, Q, h * w]
-        found = (attention @ split(value)).transpose(1, 2).reshape(batch, times, -1)
-        spots = (attention @ place[:, :2]).reshape(batch, times, -1, 2)  # in half sides
-        whole = found.unflatten(-1, (self.num_queries, -1)) / math.sqrt(key.shape[-1])
+        key, value = map(split, self.key_value(tokens).chunk(2, dim=-1))
+        query = split(self.queries.expand(batch * times, -1, -1))
+        # a path's second difference is smaller than what bfloat16 rounds off its places
+        with torch.autocast(tokens.device.type, enabled=False):
+            attention = (query @ key.mT / math.sqrt(key.shape[-1])).softmax(dim=-1)
+            found = (attention @ value).transpose(1, 2).reshape(batch, times, -1)
+            spots = (attention @ place[:, :2].to(attention.dtype)).reshape(batch, times, -1, 2)
+        whole = found.unflatten(-1, (self.num_queries, -1)) / math.sqrt(tokens.shape[-1])
         change = over_time(whole, interval)[2:]
         wide, paths = over_time(found[..., None], interval), over_time(spots, interval)
         return torch.cat([part.flatten(1) for part in (*wide, *paths, *change)], dim=1)

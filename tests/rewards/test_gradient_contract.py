@@ -55,18 +55,18 @@ NAMES = (*HEADS, *WRITERS, *READS_TOKENS, *WITH_DELTAS)
 def also_scoring(
     kind: type, settings: object, dimensions: tuple[str, ...], name: str
 ) -> RewardModule:
-    torch.manual_seed(0)
-    model = kind(
-        settings.model_copy(update={"dimensions": dimensions}), tiny_models()[name].tokenizer
-    )
+    tokenizer = tiny_models()[name].tokenizer
+    torch.manual_seed(2)
+    model = kind(settings.model_copy(update={"dimensions": dimensions}), tokenizer)
     if hasattr(model, "words"):
         model.words.count(model.encode_prompts(CAPTIONS))
     return model.freeze()
 
 
 def uncertain(kind: type, settings: object, name: str) -> RewardModule:
-    torch.manual_seed(0)
-    model = kind(settings.model_copy(update={"uncertainty": True}), tiny_models()[name].tokenizer)
+    tokenizer = tiny_models()[name].tokenizer
+    torch.manual_seed(2)
+    model = kind(settings.model_copy(update={"uncertainty": True}), tokenizer)
     torch.nn.init.normal_(model.spread.weight, std=0.1)
     return model.freeze()
 
