@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reelhf.config import Config
+from reelhf.errors import UserError
 from reelhf.progress import silence_transformers
 from rewards.base import FrameSelection, RewardScores
 from rewards.calibrated import CalibratedReward, bound
@@ -303,7 +304,13 @@ class RewardModule(CalibratedReward):
             )
         if described.get("lora"):
             add_lora(model, LoraSettings.model_validate(described["lora"]))
-        missing, unexpected = model.load_state_dict(state, strict=base is None)
+        try:
+            missing, unexpected = model.load_state_dict(state, strict=base is None)
+        except RuntimeError as error:
+            raise UserError(
+                f"the weights in {folder} do not fit a {cls.kind} reward of this version ({str(error).splitlines()[1].strip()[:120]}); "
+                "pre-train and train it anew, or use the version that wrote it"
+            ) from None
         assert not unexpected and all(map(is_base_weight, missing)), (missing, unexpected)
         model.base = base
         model.data_hash = described["data_hash"]

@@ -9,6 +9,7 @@ from tiny_rewards import CAPTIONS, smooth_clip, tiny_models
 from torch import Tensor
 
 from reelhf.errors import UserError
+from reelhf.run import seal
 from rewards import load_reward
 from rewards.module import RewardModule
 
@@ -105,6 +106,20 @@ def test_a_checkpoint_cut_short_is_refused(models: dict[str, RewardModule], tmp_
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model\.safetensors"):
+        load_reward(folder)
+
+
+def test_weights_of_another_version_of_a_model_are_refused(
+    models: dict[str, RewardModule], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = models["motion"].save(tmp_path / "motion")
+    weights = load_file(folder / "model.safetensors")
+    del weights["read.bias"]
+    save_file(weights, folder / "model.safetensors")
+    seal(folder)
+    with pytest.raises(UserError, match=r"do not fit a vjepa2_motion reward.*read\.bias"):
         load_reward(folder)
 
 
