@@ -24,7 +24,7 @@ from reelhf.config import Config
 from rewards.heads import every_head, own_readouts
 from rewards.tokens import pad_right, reward_token
 from rewards.vision_language import VisionLanguageConfig, VisionLanguageReward
-from rewards.words import WordHead
+from rewards.words import MatchingWords
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerFast
@@ -104,7 +104,7 @@ class FoundationalReward(VisionLanguageReward):
             self.summary = nn.Sequential(
                 nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Linear(2 * hidden, hidden)
             )
-            self.words = WordHead(hidden, len(tokenizer))
+            self.words = MatchingWords(hidden, len(tokenizer))
         for name, part in self.new_readouts().items():
             self.add_module(name, part)
         token = tokenizer.convert_tokens_to_ids

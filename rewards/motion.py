@@ -1,8 +1,8 @@
-"""The motion reward: a V-JEPA 2 video encoder, an attentive probe over time, and the words its motion calls for.
+"""The motion reward: a V-JEPA 2 video encoder, an attentive probe over time, and the motion its prompt calls for.
 
 The question put to people is "which moves more naturally and as the prompt asks". Natural: the probe pools each tubelet
 time by itself and reads level, velocity, speed and unrest of what it finds there and where. As the prompt asks: the same features predict
-words (`rewards.words`), and the prompt is held against them and against the paths. Odd clips are padded to whole tubelets, otherwise V-JEPA 2
+words (`rewards.words`) in pre-training, and the prompt is held against the paths. Odd clips are padded to whole tubelets, otherwise V-JEPA 2
 drops the last frame silently. Source: V-JEPA 2, 2506.09985, attentive probe of sec. 4; the reading over time is ours.
 """
 
@@ -82,7 +82,6 @@ class MotionReward(RewardModule):
         "head",
         "aim",
         "read",
-        "words.weight",
         "spread",
     )
     config_class: ClassVar[type[Config]] = MotionConfig
@@ -105,7 +104,7 @@ class MotionReward(RewardModule):
         )
         hidden = size.hidden_size
         self.probe = TemporalProbe(hidden, config.num_queries, config.num_heads)
-        self.words = WordHead(self.probe.features, len(tokenizer), num_matches=4)
+        self.words = WordHead(self.probe.features, len(tokenizer))
         for name, part in self.new_readouts().items():
             self.add_module(name, part)
 
@@ -115,7 +114,7 @@ class MotionReward(RewardModule):
             "head": nn.Sequential(nn.Linear(course, hidden), nn.GELU()),
             "aim": PromptAim(course, len(self.tokenizer), hidden),
         }
-        read = nn.Linear(hidden + 5, len(self.dimensions))
+        read = nn.Linear(hidden + 1, len(self.dimensions))
         nn.init.normal_(read.weight[:, :hidden], std=0.02)
         nn.init.constant_(read.weight[:, hidden:], 0.25)  # begins as agreement with the prompt
         out["read"] = read
@@ -150,25 +149,19 @@ class MotionReward(RewardModule):
     ) -> tuple[Tensor, Tensor]:
         """Raw logits [B, D] of the first head and log-probabilities of words [B, V]."""
         features = self.features(frames, fps)
-        words = self.words(features)
-        return self.judge(features, words, prompts, own_readouts(self)), words
+        return self.judge(features, prompts, own_readouts(self)), self.words(features)
 
     def values(
         self, frames: Tensor, fps: Tensor, prompts: list[list[int]]
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         features = self.features(frames, fps)
-        words = self.words(features)
-        return [self.judge(features, words, prompts, head) for head in every_head(self)], {}
+        return [self.judge(features, prompts, head) for head in every_head(self)], {}
 
-    def judge(
-        self, features: Tensor, words: Tensor, prompts: list[list[int]], head: Mapping[str, Any]
-    ) -> Tensor:
+    def judge(self, features: Tensor, prompts: list[list[int]], head: Mapping[str, Any]) -> Tensor:
         """Raw logits [B, D] of one head."""
-        bag = self.words.bag(prompts) * self.words.idf
-        match = self.words.match(words, prompts, head["words.weight"])
         course = features[:, -self.probe.course :]
-        agreement = [match, -head["aim"](course, bag)]
-        values = head["read"](torch.cat([head["head"](course), *agreement], dim=1))
+        aim = head["aim"](course, self.words.bag(prompts) * self.words.idf)
+        values = head["read"](torch.cat([head["head"](course), -aim], dim=1))
         if self.settings.uncertainty:
             values = torch.cat([values, head["spread"](course)], dim=1)
         return values

@@ -20,15 +20,14 @@ TYPICAL_LOG_PROB = -4.0
 
 
 class WordHead(nn.Module):
-    """Features [B, H] -> log-probabilities of words, and the match of a prompt."""
+    """Features [B, H] -> log-probabilities of words."""
 
     idf: Tensor
 
-    def __init__(self, features: int, vocab_size: int, num_matches: int = 2) -> None:
+    def __init__(self, features: int, vocab_size: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(features)
         self.project = nn.Linear(features, vocab_size)
-        self.weight = nn.Parameter(torch.zeros(num_matches, vocab_size))
         self.register_buffer("idf", torch.ones(vocab_size))
 
     @torch.no_grad()
@@ -36,8 +35,6 @@ class WordHead(nn.Module):
         """Set the inverse document frequencies: words of every caption say nothing and weigh nothing."""
         present = self.bag(prompts).sum(0)
         self.idf.copy_((len(prompts) / (1 + present)).log().clamp_min(0) * (present > 0))
-        weight = self.idf / self.idf.max().clamp_min(1e-6) / WEIGHT_GAIN
-        self.weight.copy_(weight.expand_as(self.weight))
 
     def bag(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """1 where a token occurs in the prompt, [B, V]."""
@@ -54,6 +51,21 @@ class WordHead(nn.Module):
         wanted = self.bag(prompts) * self.idf
         wanted = wanted / wanted.sum(1, keepdim=True).clamp_min(1e-6)
         return -(wanted * log_probs).sum(1).mean()
+
+
+class MatchingWords(WordHead):
+    """A word head that also says how well a prompt matches."""
+
+    def __init__(self, features: int, vocab_size: int, num_matches: int = 2) -> None:
+        super().__init__(features, vocab_size)
+        self.weight = nn.Parameter(torch.zeros(num_matches, vocab_size))
+
+    @torch.no_grad()
+    def count(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Set the inverse document frequencies, and weigh words by them."""
+        super().count(prompts)
+        weight = self.idf / self.idf.max().clamp_min(1e-6) / WEIGHT_GAIN
+        self.weight.copy_(weight.expand_as(self.weight))
 
     def match(self, log_probs: Tensor, prompts: Sequence[Sequence[int]], weight: Tensor) -> Tensor:
         """Log-probability of each prompt's words weighted by `weight` [num_matches, V], [B, num_matches]; of the order of one."""
