@@ -81,6 +81,7 @@ def reward_on(name: str, folder: Path, *, seed: int = 0, **settings: Any) -> Rew
     if not (folder / "config.json").is_file():
         write_backbone(name, folder, seed=seed)
     settings = {"backbone": str(folder), **settings}
+    alike = tiny_models()  # built before the seed, so that no draw depends on another model
     torch.manual_seed(1 + seed)
     model: RewardModule
     if name in LANGUAGE:
@@ -89,7 +90,7 @@ def reward_on(name: str, folder: Path, *, seed: int = 0, **settings: Any) -> Rew
         if model.settings.reads == "all":
             model.words.count(model.encode_prompts(CAPTIONS))
     else:
-        tokenizer = tiny_models()["motion"].tokenizer
+        tokenizer = alike["motion"].tokenizer
         if name in ("vjepa2", "videomae"):
             model = MotionReward(MOTION.model_copy(update=settings), tokenizer)
             model.words.count(model.encode_prompts(CAPTIONS))
