@@ -110,7 +110,7 @@ def _listen(blocks: gr.Blocks, page: Page) -> None:
     """Wires every event to the function of the script that answers it."""
     view, words, part, top = page.view(), page.words(), page.parts, page.top
     everything = {
-        blocks.load: f"() => window.reelhf.start({len(view)}, {len(words)})",
+        blocks.load: pages.start(view, words),
         top["language"].click: "() => window.reelhf.switchLanguage()",
         top["theme"].click: "() => window.reelhf.switchTheme()",
     }

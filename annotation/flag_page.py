@@ -62,9 +62,8 @@ def build(*, title: str = "ReelHF annotation") -> gr.Blocks:
 
 def _listen(blocks: gr.Blocks, parts: dict[str, Any]) -> None:
     view, words = [parts[name] for name in VIEW], [parts[name] for name in WORDS]
-    start = f"() => window.reelhf.start({len(view)}, {len(words)})"
     for trigger, call in (
-        (blocks.load, start),
+        (blocks.load, pages.start(view, words)),
         (parts["language"].click, "() => window.reelhf.switchLanguage()"),
         (parts["theme"].click, "() => window.reelhf.switchTheme()"),
     ):

@@ -52,6 +52,12 @@ def in_browser(trigger: Any, js: str, inputs: Sequence[Any] | None, outputs: Seq
     trigger(fn=None, js=js, inputs=inputs, outputs=outputs, queue=False, show_progress="hidden")
 
 
+def start(view: Sequence[Any], words: Sequence[Any]) -> str:
+    """The call that starts a page's script, which Gradio may have fetched by the time it asks for it, or not yet."""
+    waiting = "while (!window.reelhf) await new Promise((go) => setTimeout(go, 20));"
+    return f"async () => {{ {waiting} return window.reelhf.start({len(view)}, {len(words)}); }}"
+
+
 def button(text: str, elem_id: str, **look: Any) -> gr.Button:
     import gradio as gr
 

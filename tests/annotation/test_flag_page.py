@@ -124,3 +124,26 @@ def test_what_an_annotator_flags_a_reviewer_watches_and_decides(browser, moving_
         with store.read() as connection:
             decided = [e for e in audit.entries(connection) if e.action == "flag decide"]
         assert {entry.actor for entry in decided} == {boss.pseudonym}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("path", "script"), [("/", "annotate.js"), ("/flags/", "flags.js")])
+def test_a_script_that_comes_late_still_starts_its_page(browser, moving_project, path, script):
+    with Store.open(moving_project) as store:
+        store.add_user("boss", PASSWORD, role="reviewer")
+        with running_server(create_app(store, UNWATCHED)) as url:
+            page = browser.new_page()
+            page.set_default_timeout(PATIENCE_MS)
+            late = []
+
+            def hold_back(route):
+                late.append(route)
+                page.wait_for_timeout(3000)  # Gradio has mounted its components by now
+                route.continue_()
+
+            page.route(f"**/{script}", hold_back)
+            page.request.post(f"{url}/api/login", data={"name": "boss", "password": PASSWORD})
+            with page.expect_response("**/api/me"):
+                page.goto(url + path, wait_until="commit")
+            assert late
+            page.close()
