@@ -114,7 +114,7 @@ class MotionReward(RewardModule):
             "head": nn.Sequential(nn.Linear(course, hidden), nn.GELU()),
             "aim": PromptAim(course, len(self.tokenizer), hidden),
         }
-        read = nn.Linear(hidden + 1, len(self.dimensions))
+        read = nn.Linear(hidden + 1, len(self.dimensions), bias=False)
         nn.init.normal_(read.weight[:, :hidden], std=0.02)
         nn.init.constant_(read.weight[:, hidden:], 0.25)  # begins as agreement with the prompt
         out["read"] = read
@@ -160,8 +160,10 @@ class MotionReward(RewardModule):
     def judge(self, features: Tensor, prompts: list[list[int]], head: Mapping[str, Any]) -> Tensor:
         """Raw logits [B, D] of one head."""
         course = features[:, -self.probe.course :]
-        aim = head["aim"](course, self.words.bag(prompts) * self.words.idf)
-        values = head["read"](torch.cat([head["head"](course), -aim], dim=1))
-        if self.settings.uncertainty:
-            values = torch.cat([values, head["spread"](course)], dim=1)
+        # lengths and speeds lose their last digits in bfloat16, and the distance of two near points all of them
+        with torch.autocast(course.device.type, enabled=False):
+            aim = head["aim"](course, self.words.bag(prompts) * self.words.idf)
+            values = head["read"](torch.cat([head["head"](course), -aim], dim=1))
+            if self.settings.uncertainty:
+                values = torch.cat([values, head["spread"](course)], dim=1)
         return values

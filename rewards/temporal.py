@@ -52,9 +52,8 @@ class TemporalProbe(nn.Module):
         place = self.places(rows, columns, tokens.device).to(tokens.dtype)
         tokens = self.mix(tokens + self.place(place))
 
-        def split(
-            x: Tensor,
-        ) -> Tensor:  # [N, L, H] -> [N, heads, L, H / heads], never less than float32
+        def split(x: Tensor) -> Tensor:
+            """[N, L, H] -> [N, heads, L, H / heads], never less than float32."""
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
@@ -74,7 +73,7 @@ class TemporalProbe(nn.Module):
 def over_time(read: Tensor, interval: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Readings [B, T, N, C] `interval` [B] seconds apart -> level and velocity [B, N, C], speed and unrest [B, N].
 
-    Velocity is the least-squares slope per second, speed its size, unrest the mean size of the second difference.
+    Velocity is the least-squares slope per second, speed its length, unrest the mean length of the second difference.
     """
     times = read.shape[1]
     velocity, unrest = torch.zeros_like(read[:, 0]), torch.zeros_like(read[:, 0, :, 0])
@@ -83,12 +82,12 @@ def over_time(read: Tensor, interval: Tensor) -> tuple[Tensor, Tensor, Tensor, T
         slope = (read * step[:, None, None]).sum(1) / step.square().sum()
         velocity = slope / interval[:, None, None]
     if times > 2:
-        unrest = size(read[:, 2:] - 2 * read[:, 1:-1] + read[:, :-2]).mean(1)
-    return read.mean(1), velocity, size(velocity), unrest
+        unrest = length(read[:, 2:] - 2 * read[:, 1:-1] + read[:, :-2]).mean(1)
+    return read.mean(1), velocity, length(velocity), unrest
 
 
-def size(x: Tensor) -> Tensor:
-    """Length of the last axis, with a slope at 0."""
+def length(x: Tensor) -> Tensor:
+    """Euclidean length over the last axis, with a slope at 0."""
     return (x.square().sum(-1) + 1e-6).sqrt()
 
 

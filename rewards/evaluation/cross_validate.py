@@ -115,9 +115,8 @@ def _run_fold(
 
     data, clips, sharpness = _clips(preferences)
     weights = weight_hashes(backbones / name)
-    members = (
-        config.ensemble.models
-    )  # apart from `config`: folds kept from when only one was trained are not of this key
+    # apart from `config`: folds kept from when only one was trained are not of this key
+    members = config.ensemble.models
     key = content_hash(name, config, members, data.manifest["files"], weights, leave, left_out)
     kept = out / f"{key[:24]}.json"
     if kept.is_file():

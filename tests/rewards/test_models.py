@@ -116,10 +116,10 @@ def test_weights_of_another_version_of_a_model_are_refused(
 
     folder = models["motion"].save(tmp_path / "motion")
     weights = load_file(folder / "model.safetensors")
-    del weights["read.bias"]
+    del weights["read.weight"]
     save_file(weights, folder / "model.safetensors")
     seal(folder)
-    with pytest.raises(UserError, match=r"do not fit a vjepa2_motion reward.*read\.bias"):
+    with pytest.raises(UserError, match=r"do not fit a vjepa2_motion reward.*read\.weight"):
         load_reward(folder)
 
 
